@@ -1,0 +1,203 @@
+"""Weights and checkpoints: safetensors plus JSON, written atomically, verified when read, never unpickled.
+
+A *weights* folder holds one stage's network for use: `model.safetensors` and `config.json` (stage,
+configuration, checksum, provenance, scores). A *run* folder holds what training needs to go on:
+`step-00001234/` with network, EMA and optimizer tensors, and `state.json`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from mavlite.errors import MavliteError
+
+SHIPPED = Path(__file__).parent / "weights"
+MODEL, RECORD = "model.safetensors", "config.json"
+
+
+# ---------------------------------------------------------------- atomic files
+
+def _write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())                              # on the disk before the name says so
+
+
+def write_folder(folder, files):
+    """Write {name: bytes} as one folder: all of it appears under its name, or none of it.
+
+    Raises MavliteError when the disk is full or the place cannot be written; an earlier folder stays.
+    """
+    folder = Path(folder)
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, content in files.items():
+            _write(fresh / name, content)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise MavliteError(f"{folder}: cannot be written ({error.strerror or error}); free space or choose "
+                           "another folder") from None
+
+
+def _tensors(path, content):
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise MavliteError(f"{path}: not a readable safetensors file ({reason}); fetch or train it again") from None
+
+
+def _json(path):
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MavliteError(f"{path}: missing; a weights folder holds {MODEL} and {RECORD}") from None
+    except (OSError, ValueError) as error:
+        raise MavliteError(f"{path}: not readable JSON ({' '.join(str(error).split())})") from None
+    if not isinstance(record, dict):
+        raise MavliteError(f"{path}: must hold a JSON object")
+    return record
+
+
+def _read(path):
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise MavliteError(f"{path}: missing; a weights folder holds {MODEL} and {RECORD}") from None
+    except OSError as error:
+        raise MavliteError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def require_finite(path, tensors):
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise MavliteError(f"{path}: {name} holds NaN or infinity; these weights are damaged")
+
+
+# ---------------------------------------------------------------- weights for use
+
+def save_weights(folder, state, config, provenance, scores=None, half=False):
+    """Write a network's `state` (name -> tensor) with its `Config` and where it comes from.
+
+    half stores floating-point tensors in 16 bits; they are widened again when loaded.
+    """
+    tensors = {name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous().cpu()
+               for name, tensor in state.items()}
+    require_finite(folder, tensors)
+    content = save(tensors)
+    record = {"stage": config.stage, "parameters": sum(t.numel() for t in tensors.values()),
+              "sha256": hashlib.sha256(content).hexdigest(), "config": config.to_dict(),
+              "provenance": provenance, "scores": scores or {}}
+    write_folder(folder, {MODEL: content, RECORD: json.dumps(record, indent=2).encode()})
+    return record
+
+
+def read_record(folder, stage=None):
+    """A weights folder's config.json; raises MavliteError when it is missing, damaged or of another stage."""
+    record = _json(Path(folder) / RECORD)
+    for key in ("stage", "sha256", "config"):
+        if key not in record:
+            raise MavliteError(f"{Path(folder) / RECORD}: has no {key!r}; this is not a mavlite weights folder")
+    if stage is not None and record["stage"] != stage:
+        raise MavliteError(f"{folder}: holds weights of stage {record['stage']!r}, {stage!r} was asked for")
+    return record
+
+
+def read_weights(folder, stage=None):
+    """(state dict in float32, record), verified: stage, checksum, finite values."""
+    record, path = read_record(folder, stage), Path(folder) / MODEL
+    content = _read(path)
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise MavliteError(f"{path}: does not match the checksum in {RECORD}; it is damaged or of another "
+                           "training, fetch or train it again")
+    tensors = _tensors(path, content)
+    require_finite(path, tensors)
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, record
+
+
+def load_state(network, state, folder):
+    """Strict load with one clear line instead of PyTorch's list."""
+    expected = network.state_dict()
+    wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    wrong += [name for name in state if name not in expected]
+    if wrong:
+        raise MavliteError(f"{folder}: the weights do not fit this configuration, for example {wrong[0]}; use the "
+                           "configuration in its config.json")
+    network.load_state_dict(state)
+
+
+# ---------------------------------------------------------------- checkpoints of a run
+
+def _flatten_optimizer(index, optimizer):
+    """An optimizer's state as named tensors: optimizer.<index>.<parameter>.<name>."""
+    return {f"optimizer.{index}.{k}.{name}": torch.as_tensor(value)
+            for k, entry in optimizer.state_dict()["state"].items() for name, value in entry.items()}
+
+
+def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
+    """Write run/step-XXXXXXXX atomically, then remove all but the newest `keep`."""
+    tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in ema.items()}
+    for index, optimizer in enumerate(optimizers):
+        tensors |= _flatten_optimizer(index, optimizer)
+    content = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()})
+    state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), **extra}
+    write_folder(Path(run) / f"step-{step:08d}", {"state.safetensors": content, "state.json": json.dumps(state).encode()})
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoints(run):
+    """A run's checkpoint folders, oldest first."""
+    return sorted(p for p in Path(run).glob("step-*") if p.is_dir())
+
+
+def load_checkpoint(run):
+    """(tensors, state) of the newest readable checkpoint, or (None, None) for a run without any.
+
+    A damaged one is passed over with a word on the terminal; if all are damaged, MavliteError.
+    """
+    found = checkpoints(run)
+    for folder in reversed(found):
+        try:
+            state, path = _json(folder / "state.json"), folder / "state.safetensors"
+            content = _read(path)
+            if hashlib.sha256(content).hexdigest() != state.get("sha256"):
+                raise MavliteError(f"{path}: does not match its checksum")
+            return _tensors(path, content), state
+        except MavliteError as error:
+            print(f"mavlite: passing over a damaged checkpoint: {error}", flush=True)
+    if found:
+        raise MavliteError(f"{run}: no checkpoint of this run is readable; start anew in another folder")
+    return None, None
+
+
+def restore(tensors, path, network, ema, optimizers):
+    """Put a checkpoint's tensors back into network, EMA and optimizers, in place."""
+    load_state(network, {n[8:]: t for n, t in tensors.items() if n.startswith("network.")}, path)
+    for name, average in ema.items():
+        average.copy_(tensors[f"ema.{name}"])
+    for index, optimizer in enumerate(optimizers):
+        packed, prefix = optimizer.state_dict(), f"optimizer.{index}."
+        state = {}
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                k, _, key = name[len(prefix):].partition(".")
+                state.setdefault(int(k), {})[key] = tensor
+        optimizer.load_state_dict({**packed, "state": state})

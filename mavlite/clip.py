@@ -1,0 +1,182 @@
+"""C: CLIP through open_clip. C_y embeds frames, C_x embeds prompts, and the prior also reads C_x's tokens.
+
+The default is a tiny open_clip model that is trained here, because a CLIP that knows two overlapping digits
+is what this domain needs. Any public open_clip checkpoint can stand in its place (`clip: {model: ViT-B-32,
+pretrained: <tag or safetensors file>}`) and then takes any text.
+"""
+
+import math
+import socket
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import nn
+
+from mavlite.config import ClipConfig
+from mavlite.errors import MavliteError
+from mavlite.layers import SampleNorm
+from mavlite.prompts import VOCABULARY, check_words, parse_prompt
+
+
+def _without_batch_norm(module):
+    """Replace every BatchNorm2d by a norm of each sample by itself, in place.
+
+    BatchNorm ties the samples of a batch together: eval mode would need its statistics recalibrated after
+    training, and two data-parallel halves would not compute what one whole batch does.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, SampleNorm(child.num_features))
+        else:
+            _without_batch_norm(child)
+    return module
+
+
+class CompactTokenizer:
+    """open_clip's own BPE tokenizer with its 49,408 ids renumbered to the 24 that the vocabulary uses.
+
+    A token table for all of BPE would dwarf a tiny text tower. 0 pads; the end of text stays the largest
+    id, because open_clip pools the text at the position of the largest.
+    """
+
+    def __init__(self, context_length):
+        self.bpe = open_clip.SimpleTokenizer(context_length=context_length)
+        ids = sorted({i for word in VOCABULARY for i in self.bpe.encode(word)})
+        self.table = {i: new for new, i in enumerate([0, *ids, self.bpe.sot_token_id, self.bpe.eot_token_id])}
+        self.vocab_size, self.context_length = len(self.table), context_length
+
+    def __call__(self, prompts):
+        """list of str -> int64 (n, context_length). Raises MavliteError for unknown words and long prompts."""
+        for prompt in prompts:
+            check_words(prompt)
+            if len(self.bpe.encode(prompt)) + 2 > self.context_length:
+                raise MavliteError(f"the prompt {prompt!r} is too long: at most {self.context_length - 2} words")
+        table = [[self.table[i] for i in row] for row in self.bpe(list(prompts)).tolist()]
+        return torch.tensor(table)
+
+
+class Clip(nn.Module):
+    """The two towers and their tokenizer. Frames are (b, c, h, w) in [0, 1], of any size."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        if config.model == "tiny":
+            self.tokenizer = CompactTokenizer(config.context_length)
+            width = config.vision_width
+            self.model = _without_batch_norm(open_clip.CLIP(
+                config.embed_dim,
+                open_clip.CLIPVisionCfg(layers=tuple(config.vision_layers), width=width, head_width=width * 8,
+                                        image_size=config.image_size),
+                open_clip.CLIPTextCfg(context_length=config.context_length, vocab_size=self.tokenizer.vocab_size,
+                                      width=config.text_width, heads=4, layers=config.text_layers),
+                init_logit_scale=math.log(10), output_dict=False))
+            mean, std = (0.5,) * 3, (0.5,) * 3
+        else:
+            self.model, self.tokenizer = _public_model(config)
+            mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        self.tiny = config.model == "tiny"
+        image_size = self.model.visual.image_size
+        self.image_size = image_size if isinstance(image_size, int) else image_size[0]
+        self.embed_dim = self.model.text_projection.shape[-1]
+        self.token_dim, self.context_length = self.model.ln_final.normalized_shape[0], self.model.context_length
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def preprocess(self, frames):
+        """To the size, the three channels and the normalisation that the image tower expects."""
+        if frames.shape[-1] != self.image_size or frames.shape[-2] != self.image_size:
+            shrink = frames.shape[-1] > self.image_size
+            frames = F.interpolate(frames, (self.image_size,) * 2, mode="bilinear", antialias=shrink)
+        if frames.shape[1] == 1:
+            frames = repeat(frames, "b 1 h w -> b c h w", c=3)
+        return ((frames - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, frames, tokens):
+        """Training: unit image and text features (b, d) and the logit scale."""
+        return self.model(self.preprocess(frames), tokens)
+
+    def image_embeds(self, frames):
+        """C_y: (b, c, h, w) in [0, 1] -> (b, d), scaled to length sqrt(d).
+
+        A unit vector has variance 1/d per number; scaled like this the numbers are of order one, which
+        suits diffusion with standard normal noise (and the networks that read them).
+        """
+        return math.sqrt(self.embed_dim) * self.model.encode_image(self.preprocess(frames), normalize=True)
+
+    def text(self, prompts):
+        """C_x: prompts -> (per-token encodings (b, n, token_dim), text embeds (b, d) of length sqrt(d))."""
+        if self.tiny:
+            for prompt in prompts:
+                parse_prompt(prompt)
+        device = self.mean.device
+        out = self.model.forward_intermediates(text=self.tokenizer(prompts).to(device), text_indices=1,
+                                               normalize_intermediates=True)
+        return out["text_intermediates"][0], math.sqrt(self.embed_dim) * out["text_features"]
+
+
+class PairClipLoss(open_clip.ClipLoss):
+    """open_clip's contrastive loss, but equal captions are no negatives of each other.
+
+    ClipLoss takes every other sample of a batch as a negative. With 55 pairs of digits and batches of
+    hundreds, many of those show the very same pair; they are left out of the softmax here.
+    """
+
+    def forward(self, image_features, text_features, logit_scale, groups):
+        """groups: (n,) int, equal where captions mean the same; n is the whole batch over all ranks."""
+        logits, _ = self.get_logits(image_features, text_features, logit_scale)      # n n
+        others = groups[:, None].eq(groups) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+        logits = logits.masked_fill(others, -math.inf)
+        labels = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+# ---------------------------------------------------------------- public checkpoints
+
+def _public_model(config):
+    """(model, tokenizer) of a public open_clip architecture with weights from a safetensors file or a tag."""
+    if config.model not in open_clip.list_models():
+        raise MavliteError(f"clip.model: open_clip knows no {config.model!r}; name tiny or one of "
+                           "open_clip.list_models(), such as ViT-B-32")
+    if not config.pretrained:
+        raise MavliteError(f"clip.pretrained: {config.model} needs a tag (such as laion2b_s34b_b79k) or a "
+                           ".safetensors file")
+    path = Path(config.pretrained)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        raise MavliteError(f"clip.pretrained: {path} is a pickle, which is never loaded; convert it to .safetensors")
+    if path.suffix != ".safetensors":
+        path = _fetch(config.model, config.pretrained)
+    elif not path.is_file():
+        raise MavliteError(f"clip.pretrained: {path}: no such file")
+    model = open_clip.create_model(config.model, load_weights=False)
+    try:
+        open_clip.load_checkpoint(model, str(path))
+    except Exception as error:                               # safetensors and torch raise many kinds
+        raise MavliteError(f"clip.pretrained: {path} does not hold weights of {config.model} "
+                           f"({' '.join(str(error).split())[:100]})") from None
+    return model, open_clip.get_tokenizer(config.model)
+
+
+def _fetch(model, tag):
+    """The safetensors file of a pretrained tag: from the local Hub cache, else downloaded, else an error at once."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    source = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
+    if not source:
+        raise MavliteError(f"clip.pretrained: {model} has no tag {tag!r} with safetensors on the Hub; it has "
+                           f"{', '.join(open_clip.list_pretrained_tags_by_model(model)) or 'none'}")
+    repository, name = source.rstrip("/"), "open_clip_model.safetensors"
+    cached = try_to_load_from_cache(repository, name)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:                                                     # the Hub client would retry for most of a minute
+        if HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        socket.create_connection(("huggingface.co", 443), timeout=5).close()
+        return Path(hf_hub_download(repository, name))
+    except Exception as error:
+        raise MavliteError(f"clip.pretrained: {tag!r} is not in the local cache and cannot be downloaded "
+                           f"({' '.join(str(error).split())[:100]}); give a local .safetensors file") from None

@@ -1,0 +1,303 @@
+"""Configuration: plain dataclasses filled from YAML, checked by name and type before any work starts.
+
+A file holds shared sections (`data`, `clip`, `model`, `diffusion`, `train`, `sample`) and, under `stages`,
+a short block per stage with what differs. `load_config` merges the two into one `Config` for one stage.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from mavlite.errors import MavliteError
+
+STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h", "judge")
+
+
+def _require(condition, message):
+    if not condition:
+        raise MavliteError(message)
+
+
+@dataclass
+class DataConfig:
+    """Moving MNIST. Sizes in px, rates in frames per second (of key frames)."""
+    digits: str = "auto"                     # mnist, glyphs (embedded, not MNIST), auto: mnist if it can be had
+    seed: int = 0
+    channels: int = 1
+    sizes: list[int] = field(default_factory=lambda: [32, 48, 64])   # D's, after SR_l, after SR_h
+    num_frames: int = 16                     # key frames, and the frames of an interpolation window
+    fps: float = 6.0                         # default key-frame rate
+    fps_range: list[float] = field(default_factory=lambda: [1.0, 30.0])
+    frame_skip: int = 5                      # default: 16 key frames become (16 - 1) * 5 + 1 = 76
+    max_frame_skip: int = 6
+    # Beta curriculum of D^t's key-frame rate over training progress (see stages.draw_fps)
+    fps_concentration: float = 4.0
+    fps_uniform: float = 0.2                 # share of clips with a uniform rate, to the end
+    condition: str = "clearest"              # frame that conditions: clearest, first, mean
+    mean_condition: float = 0.2              # share of D^t's clips conditioned on the mean embedding instead
+
+    def __post_init__(self):
+        _require(self.digits in ("auto", "mnist", "glyphs"), f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
+        _require(self.condition in ("clearest", "first", "mean"),
+                 f"data.condition: {self.condition!r} is none of clearest, first, mean")
+        _require(self.channels in (1, 3), f"data.channels: {self.channels} is neither 1 nor 3")
+        _require(len(self.sizes) == 3 and sorted(self.sizes) == self.sizes and self.sizes[0] >= 8,
+                 f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")
+        _require(self.sizes[-1] <= 64, f"data.sizes: frames are drawn at 64 px, {self.sizes[-1]} is more")
+        low, high = self.fps_range if len(self.fps_range) == 2 else (0, 0)
+        _require(0 < low < high <= 60, f"data.fps_range: {self.fps_range} must be [low, high] with 0 < low < high <= 60")
+        _require(low <= self.fps <= high, f"data.fps: {self.fps} lies outside data.fps_range {self.fps_range}")
+        _require(4 <= self.num_frames <= 64, f"data.num_frames: {self.num_frames} is not within 4 ... 64")
+        _require(1 <= self.frame_skip <= self.max_frame_skip < self.num_frames,
+                 f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip ({self.max_frame_skip})")
+        _require(self.fps_concentration >= 1, "data.fps_concentration: must be 1 or more")
+        for name in ("fps_uniform", "mean_condition"):
+            _require(0 <= getattr(self, name) <= 1, f"data.{name}: {getattr(self, name)} is not within 0 ... 1")
+
+
+@dataclass
+class ClipConfig:
+    """C. model "tiny" is ours, trained here; any other is an open_clip name such as ViT-B-32."""
+    model: str = "tiny"
+    pretrained: str | None = None            # tag or file of a public checkpoint
+    embed_dim: int = 64
+    image_size: int = 64                     # frames are resized to it
+    vision_layers: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
+    vision_width: int = 16
+    text_width: int = 64
+    text_layers: int = 2
+    context_length: int = 8
+
+
+@dataclass
+class PriorConfig:
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+
+
+@dataclass
+class UNetConfig:
+    channels: list[int] = field(default_factory=lambda: [32, 64, 128])
+    blocks: int = 2                          # residual blocks a level, each way
+    patch_size: int = 2                      # space to depth
+    attention: list[int] = field(default_factory=lambda: [1, 2])     # levels with attention
+    head_dim: int = 32
+    context_tokens: int = 4
+    emb_dim: int = 192
+
+    def __post_init__(self):
+        _require(self.channels and min(self.channels) > 0, f"model.channels: {self.channels} must be positive widths")
+        _require(self.blocks > 0 and self.patch_size > 0, "model.blocks and model.patch_size must be 1 or more")
+        for level in self.attention:
+            _require(0 <= level < len(self.channels), f"model.attention: there is no level {level}")
+            _require(self.channels[level] % self.head_dim == 0,
+                     f"model.channels: {self.channels[level]} is no multiple of model.head_dim ({self.head_dim})")
+
+
+@dataclass
+class JudgeConfig:
+    width: int = 24
+
+
+@dataclass
+class DiffusionConfig:
+    prediction_type: str = "v_prediction"
+    loss: str = "simple"                     # simple, min_snr, hybrid (learned variance)
+    min_snr_gamma: float = 5.0
+    log_snr_min: float | None = None         # epsilon needs a truncated log-SNR, such as -20
+    drop_condition: float = 0.1              # unCLIP-derived: how often the embedding is dropped for guidance
+    max_noise_level: float = 0.3             # SR: noise augmentation of the low resolution, level within 0 ... this
+    max_blur: float = 0.8                    # SR: Gaussian blur of the low resolution, px
+
+    def __post_init__(self):
+        _require(self.prediction_type in ("epsilon", "sample", "v_prediction"),
+                 f"diffusion.prediction_type: {self.prediction_type!r} is none of epsilon, sample, v_prediction")
+        _require(self.loss in ("simple", "min_snr", "hybrid"),
+                 f"diffusion.loss: {self.loss!r} is none of simple, min_snr, hybrid")
+        _require(self.prediction_type != "epsilon" or self.log_snr_min is not None,
+                 "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is only noise; "
+                 "truncate the schedule with diffusion.log_snr_min: -20")
+        for name in ("drop_condition", "max_noise_level"):
+            _require(0 <= getattr(self, name) < 1, f"diffusion.{name}: {getattr(self, name)} is not within 0 ... 1")
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 1000
+    batch_size: int = 64                     # of all ranks and accumulation steps together
+    accumulate: int = 1                      # micro-batches a step
+    optimizer: str = "muon"                  # muon (for matrices and kernels; AdamW for the rest) or adamw
+    lr: float = 1e-3                         # AdamW
+    muon_lr: float = 0.02
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    decay_share: float = 0.3                 # the last share of the steps over which the rate falls to zero
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "auto"                  # auto, bf16, fp16, fp32, fp64
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 200
+    sample_every: int = 0                    # 0: only at the end
+    keep: int = 2                            # checkpoints of the run folder
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep"):
+            _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not 1 or more")
+        for name in ("warmup_steps", "sample_every", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, f"train.{name}: {getattr(self, name)} is negative")
+        for name in ("lr", "muon_lr", "grad_clip"):
+            _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not above 0")
+        for name in ("decay_share", "ema_decay"):
+            _require(0 <= getattr(self, name) <= 1, f"train.{name}: {getattr(self, name)} is not within 0 ... 1")
+        _require(self.batch_size % self.accumulate == 0,
+                 f"train.batch_size: {self.batch_size} is no multiple of train.accumulate ({self.accumulate})")
+        _require(self.optimizer in ("muon", "adamw"), f"train.optimizer: {self.optimizer!r} is neither muon nor adamw")
+        _require(self.precision in ("auto", "bf16", "fp16", "fp32", "fp64"),
+                 f"train.precision: {self.precision!r} is none of auto, bf16, fp16, fp32, fp64")
+
+
+@dataclass
+class SampleConfig:
+    """How a stage samples by default."""
+    sampler: str = "dpmpp_2m"
+    steps: int = 12
+    guidance_scale: float = 1.0
+    noise_level: float = 0.1                 # SR: noise added to the low resolution it is given
+
+    def __post_init__(self):
+        _require(self.sampler in ("ddpm", "ddim", "dpmpp_2m"),
+                 f"sample.sampler: {self.sampler!r} is none of ddpm, ddim, dpmpp_2m")
+        _require(self.steps > 0, f"sample.steps: {self.steps} is not 1 or more")
+        _require(self.guidance_scale >= 0, f"sample.guidance_scale: {self.guidance_scale} is negative")
+        _require(0 <= self.noise_level < 1, f"sample.noise_level: {self.noise_level} is not within 0 ... 1")
+
+
+def model_type(stage):
+    """The dataclass of a stage's `model` section (clip's network is the shared section `clip`)."""
+    return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig}.get(stage, UNetConfig)
+
+
+@dataclass
+class Config:
+    """Everything about one stage."""
+    stage: str
+    data: DataConfig
+    clip: ClipConfig
+    model: UNetConfig | PriorConfig | JudgeConfig | None
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sample: SampleConfig
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, mapping):
+        """From `to_dict`'s output (config.json) or a merged YAML mapping. Raises MavliteError by key name."""
+        _require(isinstance(mapping, dict), "a configuration must be a mapping of sections")
+        mapping = dict(mapping)
+        stage = mapping.pop("stage", None)
+        _require(stage in STAGE_NAMES, f"stage: {stage!r} is none of {', '.join(STAGE_NAMES)}")
+        sections = {f.name: f.type for f in dataclasses.fields(cls)} | {"model": model_type(stage)}
+        del sections["stage"]
+        for key in mapping:
+            _require(key in sections, f"unknown section {key!r}; there are {', '.join(sections)}")
+        filled = {key: None if kind is None else _fill(kind, mapping.get(key) or {}, key)
+                  for key, kind in sections.items()}
+        if sections["model"] is None:
+            _require(not mapping.get("model"), "stage clip has no model section: its network is the section clip")
+        return cls(stage=stage, **filled)
+
+
+def _fill(kind, mapping, path):
+    """A dataclass from a mapping, every key and type checked."""
+    _require(isinstance(mapping, dict), f"{path}: must be a section of keys, not {mapping!r}")
+    hints = typing.get_type_hints(kind)
+    for key in mapping:
+        _require(key in hints, f"unknown key {path}.{key}; {path} has {', '.join(hints)}")
+    return kind(**{key: _check(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
+
+
+def _check(kind, value, path):
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:                            # X | None
+        return None if value is None else _check(arguments[0], value, path)
+    if origin is list:
+        _require(isinstance(value, list), f"{path}: must be a list, not {value!r}")
+        return [_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if kind is float:
+        if isinstance(value, str):                           # YAML 1.1 reads 1e-3 as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
+        _require(ok, f"{path}: must be a number, not {value!r}")
+        return float(value)
+    if kind is int:
+        _require(isinstance(value, int) and not isinstance(value, bool), f"{path}: must be a whole number, not {value!r}")
+        _require(abs(value) < 2**31, f"{path}: {value} is too large")
+    else:
+        _require(isinstance(value, kind), f"{path}: must be a {kind.__name__}, not {value!r}")
+    return value
+
+
+def merge(base, override):
+    """Two nested mappings; the second wins key by key."""
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def read_yaml(path):
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MavliteError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MavliteError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise MavliteError(f"{path}: is not plain YAML ({' '.join(str(error).split())})") from None
+    _require(isinstance(content, dict), f"{path}: must hold sections of keys")
+    return content
+
+
+def parse_overrides(pairs):
+    """["train.steps=500", ...] -> {"train": {"steps": 500}, ...}."""
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        section, dot, name = key.partition(".")
+        _require(equals and dot and section and name, f"--set {pair}: must look like section.key=value, such as train.steps=500")
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise MavliteError(f"--set {pair}: the value is not plain YAML") from None
+        overrides = merge(overrides, {section: {name: value}})
+    return overrides
+
+
+def load_config(path, stage, overrides=()):
+    """The configuration of one stage: shared sections, then the stage's block, then --set overrides."""
+    _require(stage in STAGE_NAMES, f"unknown stage {stage!r}; there are {', '.join(STAGE_NAMES)}")
+    content = read_yaml(path)
+    blocks = content.pop("stages", None) or {}
+    _require(isinstance(blocks, dict), f"{path}: stages must hold a block per stage")
+    for name in blocks:
+        _require(name in STAGE_NAMES, f"{path}: unknown stage {name!r}; there are {', '.join(STAGE_NAMES)}")
+    if model_type(stage) is not UNetConfig:
+        content.pop("model", None)                           # the shared model section is the U-Nets'
+    try:
+        block = blocks.get(stage) or {}
+        _require(isinstance(block, dict), f"stages.{stage}: must be a block of sections")
+        return Config.from_dict({"stage": stage, **merge(merge(content, block), parse_overrides(overrides))})
+    except MavliteError as error:
+        raise MavliteError(f"{path} ({stage}): {error}") from None

@@ -1,0 +1,70 @@
+"""Which device and which precision. The one place that knows hardware."""
+
+import contextlib
+import ctypes
+
+import torch
+
+from mavlite.errors import MavliteError
+
+
+def pick_device(name=None):
+    """"cuda", "mps" or "cpu": the best there is, or the named one. Raises MavliteError if it is missing."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MavliteError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); leave it out "
+                           "or name cpu, cuda or mps") from None
+    return device
+
+
+def pick_precision(device, wanted="auto"):
+    """"bf16", "fp16", "fp32" or "fp64".
+
+    bf16 where the hardware has it: CUDA from compute capability 8.0 (a T4 reports support but emulates it,
+    slowly), CPUs with AVX512-BF16 or AMX. fp16 with loss scaling on older CUDA GPUs, fp32 elsewhere.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu":
+        fast = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+        return "bf16" if any(test is not None and test() for test in fast) else "fp32"
+    return "fp32"
+
+
+def autocast(device, precision):
+    """The autocast context for a precision; fp32 and fp64 run as they are."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def synchronize(device):
+    """Wait for the device, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def keep_freed_memory():
+    """On Linux with glibc: let malloc keep what is freed, instead of returning it to the kernel.
+
+    By default every large tensor is mapped anew and its pages are zeroed at first touch, in each step
+    again; on CPU that can cost more than the arithmetic. A no-op elsewhere.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1                    # <malloc.h>
+    mallopt(arena_max, 1)                                    # one heap for all threads
+    mallopt(mmap_max, 0)                                     # and everything comes from it
+    mallopt(top_pad, 64 << 20)
+    mallopt(trim_threshold, 2**31 - 1)

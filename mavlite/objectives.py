@@ -1,0 +1,285 @@
+"""What each stage is trained to do: one small class per kind of stage, each a loss of (network, batch).
+
+Who sees what is decided here. `clip`, `prior` and `judge` get text-frame pairs; every other stage gets
+`UnlabelledClips`, which hold pixels and frame rates and nothing else.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+
+from mavlite.clip import PairClipLoss
+from mavlite.config import DataConfig
+from mavlite.digits import load_digits
+from mavlite.diffusion import Diffusion
+from mavlite.losses import diffusion_loss
+from mavlite.moving_mnist import (DRAW_FPS, TextFramePairs, UnlabelledClips, box_resize,
+                                  hash_uniform)
+from mavlite.prior import renormalise
+from mavlite.prompts import pair_index
+from mavlite.stages import STAGES
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank. "Step k" names its own data: sample i of step k has index k * size + i."""
+    step: int
+    size: int                                # the whole step's batch, all ranks and micro-batches
+    accumulate: int = 1
+    micro: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def everywhere(self):
+        """Indices of this micro-batch on all ranks."""
+        share = self.size // self.accumulate
+        start = self.step * self.size + self.micro * share
+        return range(start, start + share)
+
+    @property
+    def indices(self):
+        """Indices of this micro-batch on this rank: its slice."""
+        share = len(self.everywhere) // self.world
+        return self.everywhere[self.rank * share:(self.rank + 1) * share]
+
+
+class Draws:
+    """Training noise: a generator seeded by (seed, step, micro-batch), so an exact resume saves no random state.
+
+    Numbers are drawn for the micro-batch of all ranks and sliced, so that any number of ranks sees the same.
+    """
+
+    def __init__(self, seed, batch, device, dtype=torch.float32):
+        mixed = hash_uniform(seed, torch.tensor([batch.step]), batch.micro)
+        self.generator = torch.Generator(device=device).manual_seed(int(mixed.double() * 2**24) * 1_000_003 + batch.step)
+        self.batch, self.device, self.dtype = batch, device, dtype
+
+    def _slice(self, x):
+        start = self.batch.indices[0] - self.batch.everywhere[0]
+        return x[start:start + len(self.batch.indices)]
+
+    def normal(self, *shape):
+        return self._slice(torch.randn(len(self.batch.everywhere), *shape, generator=self.generator,
+                                       device=self.device, dtype=self.dtype))
+
+    def uniform(self):
+        return self._slice(torch.rand(len(self.batch.everywhere), generator=self.generator, device=self.device,
+                                      dtype=self.dtype))
+
+    def times(self):
+        """Diffusion times, stratified over the batch: one in each n-th of [0, 1), which steadies the loss."""
+        n = len(self.batch.everywhere)
+        shift = torch.rand(1, generator=self.generator, device=self.device, dtype=self.dtype)
+        return self._slice((torch.arange(n, device=self.device, dtype=self.dtype) / n + shift) % 1)
+
+
+def draw_fps(u, use_uniform, progress, data: DataConfig):
+    """Key-frame rates (b,) from uniform numbers u (b,) at a training progress in [0, 1].
+
+    A Beta curriculum from high rates (little motion) to low ones: Beta(a, 1) with a falling from
+    `fps_concentration` to 1 over the first half, Beta(1, b) with b rising again over the second. Both
+    have closed inverse distribution functions. The paper (3.2) names a Beta distribution over fps and gives
+    no parameters; these are ours. use_uniform (b,) bool: those clips draw uniformly at all times.
+    """
+    low, high = data.fps_range
+    a = 1 + (data.fps_concentration - 1) * max(0.0, 1 - 2 * progress)
+    b = 1 + (data.fps_concentration - 1) * max(0.0, 2 * progress - 1)
+    x = u ** (1 / a) if progress < 0.5 else 1 - (1 - u) ** (1 / b)
+    return low + (high - low) * torch.where(use_uniform, u, x)
+
+
+def known_frames(u, skip, num_frames):
+    """Which frames a training window of the interpolation network is given: bool (b, f).
+
+    u: dict of uniform numbers (b,). 60 % every `skip`-th frame; 10 % each: only the start, only the end,
+    one frame, two frames. One network then interpolates, extrapolates both ways and animates one image.
+    """
+    i = torch.arange(num_frames, device=skip.device)
+    kind, count = u["kind"][:, None], 1 + (u["count"] * (num_frames // 2)).long()[:, None]
+    first = (u["first"] * num_frames).long()[:, None]
+    second = (first + 1 + (u["second"] * (num_frames - 1)).long()[:, None]) % num_frames
+    mask = i % skip[:, None] == 0
+    mask = torch.where(kind > 0.6, i < count, mask)
+    mask = torch.where(kind > 0.7, i >= num_frames - count, mask)
+    mask = torch.where(kind > 0.8, i == first, mask)
+    return torch.where(kind > 0.9, (i == first) | (i == second), mask)
+
+
+def degrade(low, blur, noise_level, noise):
+    """Blur (Gaussian, sigma px) and add noise: low (b, c, ..., h, w) in [-1, 1], blur and level (b,)."""
+    size = low.shape[-1]
+    i = torch.arange(size, device=low.device, dtype=low.dtype)
+    kernel = torch.exp(-(i - i[:, None]) ** 2 / (2 * blur.clamp(min=0.05)[:, None, None] ** 2))
+    kernel = kernel / kernel.sum(dim=-1, keepdim=True)                               # b h h
+    kernel = kernel.view(len(low), *(1,) * (low.ndim - 3), size, size)
+    return kernel @ low @ kernel.transpose(-1, -2) + noise_level.view(-1, *(1,) * (low.ndim - 1)) * noise
+
+
+def upsample(frames, size):
+    """Bilinear enlargement of images (b c h w) or clips (b c f h w)."""
+    if frames.ndim == 4:
+        return F.interpolate(frames, (size, size), mode="bilinear")
+    f = frames.shape[2]
+    large = F.interpolate(rearrange(frames, "b c f h w -> (b f) c h w"), (size, size), mode="bilinear")
+    return rearrange(large, "(b f) c h w -> b c f h w", f=f)
+
+
+class Objective:
+    """What all objectives share: configuration, device, the digits of a split, the frozen C."""
+
+    def __init__(self, config, clip, device, dtype=torch.float32, split="train"):
+        self.config, self.data, self.clip, self.device, self.dtype = config, config.data, clip, device, dtype
+        self.stage = STAGES[config.stage]
+        digits = load_digits(split, config.data.digits).to(device)
+        self.digits_source = digits.source
+        seed = config.data.seed * 101 + list(STAGES).index(config.stage)         # no two stages share clips
+        if self.stage.trained_on == "text-frame pairs":
+            self.pairs = TextFramePairs(digits, seed, config.data.channels, dtype)
+        else:
+            self.clips = UnlabelledClips(digits.images, seed, config.data.channels, dtype)
+        self.diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
+        self.size = config.data.sizes[self.stage.size[0]]
+
+    def diffuse(self, network, x_0, draws, weight=None, **conditions):
+        """The diffusion loss of x_0 in [-1, 1] under conditions."""
+        d = self.config.diffusion
+        return diffusion_loss(self.diffusion, lambda x, t: network(x, t, **conditions), x_0, draws.times(),
+                              draws.normal(*x_0.shape[1:]), loss_type=d.loss, min_snr_gamma=d.min_snr_gamma,
+                              weight=weight)
+
+    def drop(self, draws):
+        return draws.uniform() < self.config.diffusion.drop_condition
+
+    @torch.no_grad()
+    def condition(self, indices):
+        """y_e (b, d): the embedding of each clip's conditioning frame (the clearest, by default)."""
+        size = self.data.sizes[0]
+        if self.data.condition == "clearest":
+            return self.clip.image_embeds(self.clips.condition_frames(indices, size)).to(self.dtype)
+        frames = self.clips.condition_clips(indices, size)
+        if self.data.condition == "first":
+            return self.clip.image_embeds(frames[:, :, 0]).to(self.dtype)
+        return self.mean_embeds(frames)
+
+    @torch.no_grad()
+    def mean_embeds(self, frames):
+        """The mean embedding of a clip's frames, at a single embedding's length: (b c f h w) -> (b, d)."""
+        embeds = self.clip.image_embeds(rearrange(frames, "b c f h w -> (b f) c h w"))
+        return renormalise(rearrange(embeds, "(b f) d -> b f d", f=frames.shape[2]).mean(dim=1)).to(self.dtype)
+
+
+class ClipObjective(Objective):
+    """Contrastive: a frame and the prompt that names its digits (C)."""
+
+    def loss(self, network, batch, draws, progress):
+        frames, prompts = self.pairs.pairs(batch.indices, self.data.sizes[0])
+        tokens = _unwrap(network).tokenizer(prompts).to(self.device)
+        digits = self.pairs.labels(batch.everywhere)
+        # Over ranks, features are gathered with their gradients: every rank sees the whole contrast.
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        contrast = PairClipLoss(gather_with_grad=True, rank=batch.rank, world_size=world)
+        return contrast(*network(frames, tokens), pair_index(digits[:, 0], digits[:, 1]))
+
+
+class PriorObjective(Objective):
+    """Diffusion on image embeddings, given the prompt (P)."""
+
+    def loss(self, network, batch, draws, progress):
+        frames, prompts = self.pairs.pairs(batch.indices, self.data.sizes[0])
+        with torch.no_grad():
+            tokens, text_embeds = self.clip.text(prompts)
+            x_0 = self.clip.image_embeds(frames).to(self.dtype)
+        return self.diffuse(network, x_0, draws, tokens=tokens.to(self.dtype), text_embeds=text_embeds.to(self.dtype),
+                            drop=self.drop(draws))
+
+
+class DecoderObjective(Objective):
+    """One frame of a clip, given the embedding of the clip's clearest frame (D)."""
+
+    def loss(self, network, batch, draws, progress):
+        x_0 = self.clips.frames(batch.indices, self.size) * 2 - 1
+        return self.diffuse(network, x_0, draws, image_embeds=self.condition(batch.indices), drop=self.drop(draws))
+
+
+class VideoDecoderObjective(Objective):
+    """A clip, given the embedding of its clearest frame (for some: the mean of its frames) and its rate (D^t)."""
+
+    def loss(self, network, batch, draws, progress):
+        use_uniform = self.clips.uniform(batch.indices, DRAW_FPS + 1) < self.data.fps_uniform
+        fps = draw_fps(self.clips.uniform(batch.indices, DRAW_FPS), use_uniform, progress, self.data)
+        frames, fps = self.clips.clips(batch.indices, fps, self.data.num_frames, self.size)
+        embeds = self.condition(batch.indices)
+        if self.data.mean_condition:                         # every n-th clip, known without asking the device
+            every = round(1 / self.data.mean_condition)
+            rows = [row for row, index in enumerate(batch.indices) if index % every == 0]
+            if rows:
+                chosen = [batch.indices[row] for row in rows]
+                embeds[rows] = self.mean_embeds(self.clips.condition_clips(chosen, self.size))
+        return self.diffuse(network, frames * 2 - 1, draws, image_embeds=embeds, drop=self.drop(draws), fps=fps.log())
+
+
+class InterpolationObjective(Objective):
+    """The hidden frames of a window, given the others (upF). fps is the key-frame rate, fps * skip the window's."""
+
+    def loss(self, network, batch, draws, progress):
+        u = {name: self.clips.uniform(batch.indices, DRAW_FPS + k) for k, name in
+             enumerate(("fps", "uniform", "skip", "kind", "count", "first", "second"))}
+        fps = draw_fps(u["fps"], u["uniform"] < self.data.fps_uniform, 1.0, self.data)
+        skip = 2 + (u["skip"] * (self.data.max_frame_skip - 1)).long()
+        skip = torch.where(u["kind"] > 0.6, 1, skip)         # extrapolation works on the key-frame grid
+        frames, _ = self.clips.clips(batch.indices, fps * skip, self.data.num_frames, self.size)
+        known = known_frames(u, skip, self.data.num_frames)
+        known = rearrange(known, "b f -> b 1 f 1 1").to(self.dtype)
+        x_0 = frames * 2 - 1
+        concat = torch.cat([x_0 * known, known.expand(-1, 1, -1, *x_0.shape[-2:])], dim=1)
+        return self.diffuse(network, x_0, draws, weight=1 - known, concat=concat,
+                            image_embeds=self.condition(batch.indices), drop=self.drop(draws),
+                            fps=fps.log(), frame_skip=skip.to(self.dtype).log())
+
+
+class SuperResolutionObjective(Objective):
+    """The large frame, given the small one, blurred, noised and enlarged (SR_l, SR_l^t, SR_h)."""
+
+    def loss(self, network, batch, draws, progress):
+        small = self.data.sizes[self.stage.size[1]]
+        if self.stage.temporal:
+            low, high = self.data.fps_range
+            fps = low + (high - low) * self.clips.uniform(batch.indices, DRAW_FPS)
+            full, _ = self.clips.clips(batch.indices, fps, self.data.num_frames, 64)
+        else:
+            full = self.clips.frames(batch.indices, 64)
+        low, x_0 = box_resize(full, small) * 2 - 1, box_resize(full, self.size) * 2 - 1
+        level = self.config.diffusion.max_noise_level * draws.uniform()
+        blur = self.config.diffusion.max_blur * draws.uniform()
+        low = degrade(low, blur, level, draws.normal(*low.shape[1:]))
+        return self.diffuse(network, x_0, draws, concat=upsample(low, self.size), noise_level=level)
+
+
+class JudgeObjective(Objective):
+    """Cross-entropy over the 55 pairs on frames of any time, drawn at each of the cascade's sizes in turn."""
+
+    def loss(self, network, batch, draws, progress):
+        frames = self.pairs.frames(batch.indices, self.data.sizes[batch.step % len(self.data.sizes)])
+        digits = self.pairs.labels(batch.indices)
+        return F.cross_entropy(network(frames), pair_index(digits[:, 0], digits[:, 1]))
+
+
+OBJECTIVES = {"clip": ClipObjective, "prior": PriorObjective, "decoder": DecoderObjective,
+              "decoder_t": VideoDecoderObjective, "interpolation": InterpolationObjective,
+              "sr_l": SuperResolutionObjective, "sr_l_t": SuperResolutionObjective,
+              "sr_h": SuperResolutionObjective, "judge": JudgeObjective}
+
+
+def _unwrap(network):
+    """The network inside DistributedDataParallel."""
+    return network.module if hasattr(network, "module") else network
+
+
+def frames_per_sample(config):
+    """How many frames one training sample holds."""
+    return config.data.num_frames if STAGES[config.stage].temporal else 1

@@ -1,0 +1,198 @@
+"""From noise to data: guidance, and three samplers that differ in one line each.
+
+A sampler knows no network. It takes `denoise(x_t, t) -> x_0`, which `make_denoiser` builds from a network,
+its conditions and a guidance scale, and walks t from 1 to 0. Every coefficient of the walk is computed
+beforehand, in float64 on the CPU, so a step never waits for the device.
+"""
+
+import math
+
+import torch
+
+from mavlite.diffusion import interpolate_log_variance
+
+SAMPLERS = ("ddpm", "ddim", "dpmpp_2m")
+
+
+def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.0, learned_variance=False):
+    """Build denoise(x_t, t) -> x_0 from a network.
+
+    Args:
+        diffusion: a Diffusion; it says what the network predicts.
+        model: called as model(x_t, t, drop=drop, **conditions) -> prediction, in x_t's shape (with
+            learned_variance twice the channels, dim 1). drop is None or bool (batch,): True where the model
+            is to forget its image embedding, and nothing else: fps, masks and low-resolution input stay.
+        conditions: name -> tensor whose first dimension is the batch.
+        guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) with
+            unconditional + scale * (conditional - unconditional). 1 is no guidance, and half the work.
+        clip: x_0 is held in [-clip, clip], element by element; None does not clip.
+        learned_variance: the network was trained with the hybrid loss.
+
+    Returns:
+        denoise(x_t, t), with x_t (b, c, ...) and t (b,). It returns x_0, or with learned_variance the pair
+        (x_0, v) where v, of x_t's shape, interpolates the log-variance of an ancestral step.
+    """
+    conditions = conditions or {}
+    guided = guidance_scale != 1.0
+    if guided:
+        # Once, not once a step. The batch of a guided step is [conditional; unconditional].
+        conditions = {name: torch.cat([value, value]) for name, value in conditions.items()}
+
+    def denoise(x_t, t):
+        if guided:
+            drop = torch.arange(2 * len(t), device=t.device) >= len(t)           # (2b,): False..., True...
+            output = model(torch.cat([x_t, x_t]), torch.cat([t, t]), drop=drop, **conditions)
+        else:
+            output = model(x_t, t, drop=None, **conditions)
+        output = output.to(t.dtype)              # (b or 2b, c or 2c, ...); t is never in half precision
+
+        # The variance is no direction to be guided along: take it apart first, and from the conditional half.
+        prediction, v = output, None
+        if learned_variance:
+            prediction, v = output.chunk(2, dim=1)                               # (b or 2b, c, ...) each
+            v = v[: len(t)]                                                      # (b, c, ...)
+        if guided:
+            conditional, unconditional = prediction.chunk(2)                     # (b, c, ...) each
+            prediction = unconditional + guidance_scale * (conditional - unconditional)
+
+        x_0 = diffusion.predict_x_0(prediction, x_t, t)                          # (b, c, ...)
+        if clip is not None:
+            x_0 = x_0.clamp(-clip, clip)
+        x_0 = x_0.to(x_t.dtype)
+        return (x_0, v.to(x_t.dtype)) if learned_variance else x_0
+
+    return denoise
+
+
+def time_steps(num_inference_steps, device=None):
+    """The num_inference_steps + 1 times of a walk, (n + 1,) in float64: from 1 to 0, evenly.
+
+    However few the steps, they span the whole schedule. A walk that starts below t = 1 from pure noise feeds
+    the network an input it never saw.
+    """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; at least 1 is needed")
+    return torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64, device=device)
+
+
+def sample(
+    denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None
+):
+    """Walk from noise to data with one of SAMPLERS.
+
+    Args:
+        denoise: denoise(x_t, t) -> x_0 or (x_0, v), see `make_denoiser`. Called once a step.
+        x: (b, ...), standard normal noise: the start.
+        diffusion: the Diffusion that the network was trained with.
+        sampler: "ddpm" (random), "ddim" or "dpmpp_2m" (both deterministic).
+        num_inference_steps: how many steps, at least 1.
+        draw_noise: draw_noise() -> fresh standard normal noise of x's shape, dtype and device. Needed by
+            "ddpm", which calls it once a step but the last; ignored by the others.
+        callback: callback(step_index, x_t, x_0), called in every step before x_t is left.
+
+    Returns:
+        x_0, in x's shape and dtype. No gradients are recorded.
+
+    Raises:
+        ValueError: for an unknown sampler, no steps, or "ddpm" without draw_noise.
+    """
+    functions = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+    if sampler not in functions:
+        raise ValueError(f"sampler is {sampler!r}; it must be one of {SAMPLERS}")
+    return functions[sampler](denoise, x, diffusion, num_inference_steps, draw_noise, callback)
+
+
+@torch.no_grad()
+def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None):
+    """DDIM with eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12). Arguments as in `sample`."""
+    times, alpha, sigma = _schedule(diffusion, num_inference_steps)
+    for i in range(num_inference_steps):
+        # 1. Look at x_t: what is its clean part?
+        x_0, _ = _denoise(denoise, x, times[i])                                  # like x
+        if callback is not None:
+            callback(i, x, x_0)
+        # 2. The rest is noise. (From this x_0, which may have been clipped, not from the network's output.)
+        epsilon = (x - alpha[i] * x_0) / sigma[i]                                # like x
+        # 3. x_s = alpha_s x_0 + sigma_s epsilon
+        x = alpha[i + 1] * x_0 + sigma[i + 1] * epsilon
+    return x
+
+
+@torch.no_grad()
+def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None):
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), between any two times. Arguments as in `sample`.
+
+    The variance of a step is beta_tilde, or the learned one if denoise returns a pair.
+    """
+    if draw_noise is None:
+        raise ValueError("the sampler 'ddpm' adds fresh noise in every step: pass draw_noise, () -> like x")
+    times, _, _ = _schedule(diffusion, num_inference_steps)
+    grid = torch.tensor(times, dtype=torch.float64)
+    c_t, c_0, beta, beta_tilde = (value.tolist() for value in diffusion.posterior(grid[:-1], grid[1:]))
+    for i in range(num_inference_steps):
+        # 1. Look at x_t: what is its clean part, and how sure are we?
+        x_0, v = _denoise(denoise, x, times[i])                                  # like x each, v may be None
+        if callback is not None:
+            callback(i, x, x_0)
+        # 2. Go to the mean of q(x_s | x_t, x_0).
+        x = c_t[i] * x + c_0[i] * x_0
+        # 3. Add the noise of the step, x_s = mean + sqrt(variance) noise; the last step lands on x_0.
+        if i < num_inference_steps - 1:
+            if v is None:
+                deviation = math.sqrt(beta_tilde[i])
+            else:
+                # deviation = exp(log variance / 2)
+                log_variance = interpolate_log_variance(v, math.log(beta[i]), math.log(beta_tilde[i]))
+                deviation = torch.exp(0.5 * log_variance)
+            x = x + deviation * draw_noise()
+    return x
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None):
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2). Arguments as in `sample`.
+
+    With lambda = log(alpha / sigma) and h = lambda_s - lambda_t, a step is
+
+        x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) D,     e^-h = (alpha_t sigma_s) / (sigma_t alpha_s)
+
+    where D is x_0, extrapolated along lambda from the step before. At t = 1 and at s = 0, h is infinite, but
+    e^-h is simply 0. Steps of infinite length give no slope along lambda: the first, the second (if the first
+    began at t = 1) and the last step are of first order, which is DDIM's step; the whole is of second order.
+    """
+    times, alpha, sigma = _schedule(diffusion, num_inference_steps)
+    previous_x_0, previous_h = None, math.inf
+    for i in range(num_inference_steps):
+        # 1. Look at x_t: what is its clean part?
+        x_0, _ = _denoise(denoise, x, times[i])                                  # like x
+        if callback is not None:
+            callback(i, x, x_0)
+        # 2. How long is the step in lambda?
+        decay = alpha[i] * sigma[i + 1] / (sigma[i] * alpha[i + 1])              # e^-h
+        h = -math.log(decay) if decay > 0 else math.inf
+        # 3. D = x_0 + h / (2 h_previous) (x_0 - previous x_0), where both lengths are finite
+        D = x_0
+        if math.isfinite(h) and math.isfinite(previous_h):
+            D = x_0 + h / (2 * previous_h) * (x_0 - previous_x_0)                # like x
+        # 4. Step.
+        x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * (1 - decay) * D
+        previous_x_0, previous_h = x_0, h
+    return x
+
+
+def _schedule(diffusion, num_inference_steps):
+    """times, alpha, sigma of a walk: three lists of num_inference_steps + 1 floats.
+
+    A truncated schedule (log_snr_min) starts at its own last time instead of at 1.
+    """
+    times = time_steps(num_inference_steps) * diffusion.max_time                 # (n + 1,), float64, CPU
+    alpha, sigma = diffusion.alpha_sigma(times)
+    return times.tolist(), alpha.tolist(), sigma.tolist()
+
+
+def _denoise(denoise, x, time):
+    """(x_0, v), with v None if the network did not learn the variance."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    t = torch.full((x.shape[0],), time, dtype=dtype, device=x.device)            # (b,)
+    output = denoise(x, t)
+    return output if isinstance(output, tuple) else (output, None)

@@ -1,0 +1,102 @@
+"""The stages of eq. 1 as a table: what each maps, what it is trained on, where its weights start, what it reads.
+
+    y_t = SR_h o SR_l^t o upF o D^t o P o (x_hat, C_x(x))                                        (eq. 1)
+
+`judge` is no part of the cascade: it measures it, and shares nothing with it but the trainer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mavlite.checkpoint import SHIPPED, load_state, read_record, read_weights
+from mavlite.clip import Clip
+from mavlite.config import Config
+from mavlite.errors import MavliteError
+from mavlite.evaluation.judge import Judge
+from mavlite.prior import Prior
+from mavlite.unet import UNet
+
+
+@dataclass(frozen=True)
+class Stage:
+    symbol: str                              # in the paper's eq. 1
+    maps: str
+    trained_on: str                          # "text-frame pairs", "single frames" or "unlabelled clips"
+    starts_from: str | None = None           # the stage whose network is inflated
+    uses_clip: bool = False                  # conditions on C's embeddings
+    temporal: bool = False                   # has pseudo-3D layers
+    scalars: tuple = ()                      # numbers it is conditioned on
+    size: tuple = (0,)                       # index into data.sizes: output, and for SR also input
+
+
+STAGES = {
+    "clip": Stage("C", "prompt -> text embedding; frame -> image embedding", "text-frame pairs"),
+    "prior": Stage("P", "prompt -> image embedding", "text-frame pairs", uses_clip=True),
+    "decoder": Stage("D", "image embedding -> one frame", "single frames", uses_clip=True),
+    "decoder_t": Stage("D^t", "image embedding, fps -> key frames", "unlabelled clips", "decoder",
+                       uses_clip=True, temporal=True, scalars=("fps",)),
+    "interpolation": Stage("upF", "known frames, embedding, fps, skip -> all frames", "unlabelled clips", "decoder_t",
+                           uses_clip=True, temporal=True, scalars=("fps", "frame_skip")),
+    "sr_l": Stage("SR_l", "small frame -> middle frame", "single frames", scalars=("noise_level",), size=(1, 0)),
+    "sr_l_t": Stage("SR_l^t", "small frames -> middle frames, together", "unlabelled clips", "sr_l",
+                    temporal=True, scalars=("noise_level",), size=(1, 0)),
+    "sr_h": Stage("SR_h", "middle frame -> large frame", "single frames", scalars=("noise_level",), size=(2, 1)),
+    "judge": Stage("-", "frame -> which of 55 pairs of digits (measures, generates nothing)", "text-frame pairs"),
+}
+CASCADE = tuple(name for name in STAGES if name != "judge")
+
+
+def build_network(config: Config, clip: Clip | None = None):
+    """The network of a stage, freshly initialised. clip: needed where the stage reads its embeddings."""
+    stage, data = STAGES[config.stage], config.data
+    if config.stage == "clip":
+        return Clip(config.clip)
+    if config.stage == "judge":
+        return Judge(config.model)
+    if config.stage == "prior":
+        return Prior(config.model, embed_dim=clip.embed_dim, token_dim=clip.token_dim,
+                     context_length=clip.context_length)
+    if config.stage == "interpolation":
+        concat = data.channels + 1                           # masked known frames and the mask
+    else:
+        concat = data.channels if len(stage.size) == 2 else 0    # upsampled low resolution
+    network = UNet(config.model, in_channels=data.channels, concat_channels=concat,
+                   embed_dim=clip.embed_dim if stage.uses_clip else 0, scalars=stage.scalars,
+                   temporal=stage.temporal, learned_variance=config.diffusion.loss == "hybrid")
+    size = data.sizes[stage.size[0]]
+    if size % network.multiple:
+        raise MavliteError(f"stage {config.stage}: frames of {size} px do not fit, a multiple of {network.multiple} is "
+                           "needed; change data.sizes, model.patch_size or model.channels")
+    return network
+
+
+def load_network(weights, stage, clip=None, device="cpu"):
+    """(network in eval mode, Config, record) of a stage from a folder of weights folders."""
+    folder = Path(weights) / stage
+    if not folder.is_dir():
+        raise MavliteError(f"{folder}: there are no weights of stage {stage!r}; train it, or name a folder that has "
+                           "them with --weights")
+    state, record = read_weights(folder, stage)
+    try:
+        config = Config.from_dict({"stage": stage, **record["config"]})
+    except MavliteError as error:
+        raise MavliteError(f"{folder}/config.json: {error}") from None
+    network = build_network(config, clip)
+    load_state(network, state, folder)
+    return network.to(device).eval().requires_grad_(False), config, record
+
+
+def load_clip(weights, config: Config, device="cpu"):
+    """C, frozen: from trained weights for the tiny model, from its own checkpoint for a public one."""
+    if config.clip.model != "tiny":
+        return Clip(config.clip).to(device).eval().requires_grad_(False)
+    clip, trained, _ = load_network(weights, "clip", device=device)
+    if trained.clip != config.clip:
+        raise MavliteError(f"{Path(weights) / 'clip'}: was trained as {trained.clip}, the configuration asks for "
+                           f"{config.clip}; use the same clip section for all stages")
+    return clip
+
+
+def available(weights=SHIPPED):
+    """The records of the stages that a folder holds, in eq. 1's order."""
+    return {name: read_record(Path(weights) / name, name) for name in STAGES if (Path(weights) / name).is_dir()}

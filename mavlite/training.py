@@ -1,0 +1,281 @@
+"""One trainer for every stage.
+
+    for report in Trainer(config, run).steps(): ...
+
+AdamW or Muon, warm-up and decay, gradient clipping, EMA, mixed precision, gradient accumulation, atomic
+checkpoints with exact resume, data-parallel under plain `torchrun`. What is trained, and on what, is in
+objectives.py; nothing here knows a stage.
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from mavlite import checkpoint
+from mavlite.config import Config
+from mavlite.device import autocast, pick_device, pick_precision, synchronize
+from mavlite.errors import MavliteError
+from mavlite.objectives import OBJECTIVES, Batch, Draws, frames_per_sample
+from mavlite.optim import build_optimizers, rate
+from mavlite.stages import STAGES, build_network, load_clip, load_network
+from mavlite.unet import inflate
+
+
+def join_ranks(device):
+    """(rank, world, device): joins torchrun's process group if there is one."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1, device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), world, device
+
+
+def initial_network(config, clip, weights, init_from):
+    """A stage's network before its first step, and where it comes from.
+
+    init_from: a weights folder of the same stage. Otherwise the stage that the table names is inflated,
+    from `weights`; stages that start from nothing are initialised from the seed.
+    """
+    torch.manual_seed(config.train.seed)
+    network = build_network(config, clip)
+    if init_from is not None:
+        state, record = checkpoint.read_weights(init_from, config.stage)
+        checkpoint.load_state(network, state, init_from)
+        return network, f"{config.stage} ({record['sha256'][:12]})"
+    source = STAGES[config.stage].starts_from
+    if source is None:
+        return network, "scratch"
+    image_network, source_config, record = load_network(weights, source, clip)
+    if source_config.model != config.model:
+        raise MavliteError(f"stage {config.stage} inflates {source}, which was trained with model {source_config.model}; the "
+                           f"configuration asks for {config.model}")
+    return inflate(image_network, network), f"{source} ({record['sha256'][:12]}), inflated"
+
+
+class Trainer:
+    """Trains one stage in a run folder.
+
+    config: of the stage. run: folder for checkpoints, log and weights. weights: a folder of weights folders,
+    for C and the stage to inflate. resume: go on from the run's newest checkpoint (or start if it has none).
+    """
+
+    def __init__(self, config: Config, run, *, weights=checkpoint.SHIPPED, init_from=None, resume=False, device=None):
+        self.config, self.run, self.train = config, Path(run), config.train
+        self.rank, self.world, self.device = join_ranks(pick_device(device))
+        if self.train.batch_size % (self.train.accumulate * self.world):
+            raise MavliteError(f"train.batch_size: {self.train.batch_size} does not split over {self.world} ranks and "
+                               f"{self.train.accumulate} micro-batches")
+        self._claim_run(resume)
+        self.precision = pick_precision(self.device, self.train.precision)
+        dtype = torch.float64 if self.precision == "fp64" else torch.float32
+
+        clip = None
+        if STAGES[config.stage].uses_clip:
+            clip = load_clip(weights, config, self.device).to(dtype)
+        network, self.origin = initial_network(config, clip, weights, init_from)
+        self.network = network.to(self.device, dtype, memory_format=torch.channels_last)
+        self.network.train()
+        self.objective = OBJECTIVES[config.stage](config, clip, self.device, dtype)
+        self.parallel = self.network
+        if self.world > 1:
+            self.parallel = DistributedDataParallel(
+                self.network, device_ids=[self.device] if self.device.type == "cuda" else None)
+        self.optimizers = build_optimizers(self.network, self.train)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.ema = {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+        self.step, self.seconds = 0, 0.0
+        if resume:
+            self._restore()
+
+    # ------------------------------------------------------------ run folder
+
+    def _claim_run(self, resume):
+        """Refuse to write over another run, and fail before work starts if the folder cannot be written."""
+        if not resume and checkpoint.checkpoints(self.run):
+            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose another --out")
+        if self.rank == 0:
+            try:
+                self.run.mkdir(parents=True, exist_ok=True)
+                (self.run / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+            except OSError as error:
+                raise MavliteError(f"{self.run}: cannot be written ({error.strerror}); choose another --out") from None
+
+    def _restore(self):
+        tensors, state = checkpoint.load_checkpoint(self.run)
+        if tensors is None:
+            return
+        wanted, had = self.config.to_dict(), state["config"]
+        for key in ("stage", "data", "clip", "model", "diffusion"):
+            if wanted[key] != had[key]:
+                raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the same "
+                                   "configuration, or choose another --out")
+        checkpoint.restore(tensors, self.run, self.network, self.ema, self.optimizers)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.origin = state["step"], state["seconds"], state["origin"]
+
+    def save(self):
+        """Checkpoint now (rank 0)."""
+        if self.rank == 0:
+            checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers,
+                                       {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
+                                        "scaler": self.scaler.state_dict()}, keep=self.train.keep)
+
+    def averaged(self):
+        """The network's state with its parameters' moving averages: what is used and shipped."""
+        return {**self.network.state_dict(), **self.ema}
+
+    def export(self, folder=None, scores=None, half=False):
+        """Write the averaged weights as a weights folder with provenance; returns the folder."""
+        folder = Path(folder or self.run / "weights")
+        provenance = {"steps": self.step, "batch_size": self.train.batch_size, "started_from": self.origin,
+                      "seconds": round(self.seconds), "hardware": hardware(self.device), "precision": self.precision,
+                      "seed": self.train.seed, "digits": self.objective.digits_source, "torch": torch.__version__,
+                      "commit": commit()}
+        checkpoint.save_weights(folder, self.averaged(), self.config, provenance, scores, half)
+        return folder
+
+    # ------------------------------------------------------------ the loop
+
+    def steps(self):
+        """Train to the last step, yielding a report {step, loss, rate, grad_norm, samples_per_s, ...} each."""
+        log = self._open_log()
+        try:
+            while self.step < self.train.steps:
+                started = time.perf_counter()
+                report = self._one_step()
+                synchronize(self.device)
+                elapsed = time.perf_counter() - started
+                self.seconds += elapsed
+                self.step += 1
+                report |= {"step": self.step, "seconds": self.seconds, "samples_per_s": self.train.batch_size / elapsed,
+                           "frames_per_s": self.train.batch_size * frames_per_sample(self.config) / elapsed}
+                log(report)
+                if self.step % self.train.save_every == 0 or self.step == self.train.steps:
+                    self.save()
+                yield report
+        finally:
+            log.close()
+
+    def _one_step(self):
+        share = rate(self.step, self.train)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+        total = torch.zeros((), device=self.device)
+        for micro in range(self.train.accumulate):
+            batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world)
+            draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
+            last = micro == self.train.accumulate - 1
+            if self.world > 1:
+                self.parallel.require_backward_grad_sync = last   # ranks exchange gradients once a step
+            with autocast(self.device, self.precision):
+                loss = self.objective.loss(self.parallel, batch, draws, self.step / self.train.steps)
+            self.scaler.scale(loss / self.train.accumulate).backward()
+            total += loss.detach() / self.train.accumulate
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.grad_clip)
+        loss, norm = torch.stack([total.double(), norm.double()]).tolist()           # the step's one wait
+        self._require_finite(loss, norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self._average()
+        return {"loss": loss, "grad_norm": norm, "rate": share}
+
+    def _require_finite(self, loss, norm):
+        """Stop before the update, so that neither the weights nor a checkpoint ever hold NaN."""
+        if math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled()):
+            return                                           # the fp16 scaler skips overflown steps itself
+        bad = next((name for name, p in self.network.named_parameters()
+                    if p.grad is not None and not p.grad.isfinite().all()), "the loss")
+        raise MavliteError(f"stage {self.config.stage}, step {self.step}: {bad} is not finite (loss {loss}); the last "
+                           f"checkpoint in {self.run} is intact, lower train.lr and use --resume")
+
+    @torch.no_grad()
+    def _average(self):
+        """ema <- ema + (1 - decay) (p - ema); the decay itself warms up, so that early noise is forgotten."""
+        decay = min(self.train.ema_decay, (1 + self.step) / (10 + self.step))
+        current = dict(self.network.named_parameters())
+        torch._foreach_lerp_(list(self.ema.values()), [current[name].detach() for name in self.ema], 1 - decay)
+
+    def _open_log(self):
+        return Log(self.run, self.train.log_every, self.step) if self.rank == 0 else Log(None, 1, 0)
+
+
+class Log:
+    """A CSV line every few steps, with means since the last; TensorBoard as well when it is installed."""
+
+    FIELDS = ("step", "loss", "grad_norm", "rate", "samples_per_s", "frames_per_s", "seconds")
+
+    def __init__(self, run, every, step):
+        self.every, self.rows, self.file, self.board = every, [], None, None
+        if run is None:
+            return
+        path = Path(run) / "log.csv"
+        kept = []
+        if path.exists() and step:                           # a resumed run forgets what came after its checkpoint
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self.file = open(path, "w", newline="")
+        self.writer = csv.DictWriter(self.file, self.FIELDS)
+        self.writer.writeheader()
+        self.writer.writerows(kept)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(str(Path(run) / "tensorboard"))
+        except ImportError:
+            pass
+
+    def __call__(self, report):
+        if self.file is None:
+            return
+        self.rows.append(report)
+        if report["step"] % self.every:
+            return
+        mean = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in self.FIELDS}
+        mean |= {"step": report["step"], "seconds": report["seconds"]}
+        self.rows = []
+        self.writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in mean.items()})
+        self.file.flush()
+        if self.board:
+            for key in ("loss", "grad_norm", "rate", "samples_per_s"):
+                self.board.add_scalar(key, mean[key], report["step"])
+
+    def close(self):
+        for stream in (self.file, self.board):
+            if stream:
+                stream.close()
+
+
+def hardware(device):
+    """What trained: the GPU's name, or the CPU's core count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} {platform.machine()} CPU cores" if device.type == "cpu" else device.type
+
+
+def commit():
+    """The commit of the code, "unknown" outside a checkout; "+" marks uncommitted changes."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              timeout=10, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,425 @@
+"""Samplers against exact answers: a Gaussian whose denoiser is known, and diffusers on the same grid."""
+
+import math
+from itertools import pairwise
+
+import diffusers
+import pytest
+import torch
+
+from mavlite.diffusion import PREDICTION_TYPES, Diffusion
+from mavlite.sampling import SAMPLERS, ddim, ddpm, dpmpp_2m, make_denoiser, sample, time_steps
+
+torch.set_num_threads(1)
+
+
+def noise_source(x, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+
+def start(*shape, dtype=torch.float64, seed=1):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def network(x_t, t, drop=None):
+    """Stands for a trained network: smooth, bounded, different for every element and time."""
+    return torch.tanh(0.7 * x_t + torch.sin(3 * t).reshape(-1, 1, 1, 1) + 0.3 * x_t.roll(1, dims=-1))
+
+
+def network_with_variance(x_t, t, drop=None):
+    return torch.cat([network(x_t, t), torch.tanh(2 * x_t)], dim=1)
+
+
+
+# --- the exact Gaussian: x_0 ~ N(MU, S^2) ------------------------------------------------------------------
+
+MU, S = 0.3, 0.6
+
+
+def gaussian_denoiser(diffusion):
+    """E[x_0 | x_t], which is what a perfect network would find."""
+
+    def denoise(x_t, t):
+        alpha, sigma = diffusion.alpha_sigma(t[:, None])
+        return MU + alpha * S**2 / (alpha**2 * S**2 + sigma**2) * (x_t - alpha * MU)
+
+    return denoise
+
+
+def mean_and_deviation(sampler, num_inference_steps, diffusion, denoise=None):
+    """Of the sampler's output for standard normal noise: exact, because every step is affine in the noises.
+
+    The batch holds one run without any noise, and for each of the noises one run with that noise alone.
+    """
+    noises = num_inference_steps if sampler == "ddpm" else 1     # the start; one for every step but the last
+    x = torch.zeros(1 + noises, 1, dtype=torch.float64)
+    x[1] = 1.0
+    draws = iter(range(2, 1 + noises))
+
+    def draw_noise():
+        noise = torch.zeros_like(x)
+        noise[next(draws)] = 1.0
+        return noise
+
+    x_0 = sample(
+        denoise or gaussian_denoiser(diffusion),
+        x,
+        diffusion,
+        sampler=sampler,
+        num_inference_steps=num_inference_steps,
+        draw_noise=draw_noise,
+    )
+    assert next(draws, None) is None                                             # every noise was used
+    return x_0[0].item(), (x_0[1:] - x_0[0]).norm().item()
+
+
+def deviation_errors(sampler, step_counts, diffusion):
+    errors = []
+    for num_inference_steps in step_counts:
+        mean, deviation = mean_and_deviation(sampler, num_inference_steps, diffusion)
+        assert abs(mean - MU) < 1e-10                    # a straight path: exact with any number of steps
+        errors.append(deviation / S - 1)
+    return errors
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_first_order_samplers_converge_to_the_gaussian(sampler):
+    errors = deviation_errors(sampler, (64, 128, 256, 512), Diffusion())
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(0.85 < slope < 1.05 for slope in slopes)
+    assert abs(errors[2]) < (0.013 if sampler == "ddpm" else 0.006)              # 256 steps
+    assert abs(errors[3]) < 0.01
+    assert abs(2 * errors[3] - errors[2]) < 1e-3                                 # ... and it is S they go to
+
+
+def test_second_order_sampler_converges_to_the_gaussian():
+    errors = deviation_errors("dpmpp_2m", (64, 128, 256, 512, 1024, 2048), Diffusion())
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    # On even times the k-th step from either end is about 1 / k long in lambda, and adds about 1 / (n^2 k) to
+    # the error: n^-2 log n in all. So the slope climbs to 2 from below: 1.5, 1.65, 1.73, 1.77, 1.81.
+    assert slopes == sorted(slopes) and slopes[0] > 1.4 and slopes[-1] > 1.8
+    assert abs(errors[0]) < 0.003 and abs(errors[2]) < 0.0003                    # 64 and 256 steps
+
+
+def test_samplers_converge_on_a_truncated_schedule_too():
+    diffusion = Diffusion("epsilon", log_snr_min=-20)
+    for sampler, tolerance in (("ddpm", 0.013), ("ddim", 0.006), ("dpmpp_2m", 0.0003)):
+        mean, deviation = mean_and_deviation(sampler, 256, diffusion)
+        assert abs(mean - MU) < 1e-4                     # the start lacks alpha MU = 4.5e-5 MU
+        assert abs(deviation / S - 1) < tolerance
+
+
+@pytest.mark.parametrize("num_inference_steps", [4, 16, 64])
+def test_ddpm_with_the_true_variance_is_exact_for_a_gaussian(num_inference_steps):
+  # p(x_s | x_t) = N(c_t x_t + c_0 E[x_0 | x_t], beta_tilde + c_0^2 Var[x_0 | x_t]). Only the last step, which
+    # lands on E[x_0 | x_t] without noise, loses something: Var[x_0 | x_t] at its start.
+    diffusion = Diffusion()
+    find_x_0 = gaussian_denoiser(diffusion)
+
+    def x_0_variance(t):
+        alpha, sigma = diffusion.alpha_sigma(t)
+        return S**2 * sigma**2 / (alpha**2 * S**2 + sigma**2)
+
+    def denoise(x_t, t):
+        s = t - 1 / num_inference_steps
+        _, c_0, beta, beta_tilde = diffusion.posterior(t, s)
+        variance = beta_tilde + c_0**2 * x_0_variance(t)
+        v01 = (variance / beta_tilde).log() / (beta / beta_tilde).log()
+        return find_x_0(x_t, t), (2 * v01 - 1)[:, None].expand_as(x_t)
+
+    _, deviation = mean_and_deviation("ddpm", num_inference_steps, diffusion, denoise)
+    lost = x_0_variance(torch.tensor(1 / num_inference_steps, dtype=torch.float64)).item()
+    assert deviation**2 == pytest.approx(S**2 - lost, rel=1e-9)
+
+
+# --- diffusers on the same grid ----------------------------------------------------------------------------
+
+
+def alpha_bars(diffusion, num_train_timesteps):
+    """alpha^2 at (k + 1) / T for k = 0 ... T - 1: diffusers' timestep k is our time (k + 1) / T."""
+    alpha, _ = diffusion.alpha_sigma(time_steps(num_train_timesteps).flip(0)[1:] * diffusion.max_time)
+    return alpha**2
+
+
+def their_scheduler(scheduler_class, diffusion, num_train_timesteps, **kwargs):
+    bars = alpha_bars(diffusion, num_train_timesteps)
+    betas = 1 - bars / torch.cat([torch.ones(1, dtype=torch.float64), bars[:-1]])
+    scheduler = scheduler_class(
+        num_train_timesteps=num_train_timesteps,
+        trained_betas=betas.tolist(),
+        prediction_type=diffusion.prediction_type,
+        timestep_spacing="trailing",
+        **kwargs,
+    )
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), bars, rtol=1e-4, atol=1e-7)
+    scheduler.alphas_cumprod = bars                      # theirs are float32; now we can compare in float64
+    return scheduler
+
+
+def their_sample(scheduler, model, x, diffusion, num_inference_steps, sigmas=None, **kwargs):
+    scheduler.set_timesteps(num_inference_steps)
+    if sigmas is not None:
+        scheduler.sigmas = sigmas
+    for timestep in scheduler.timesteps:
+        time = (timestep.item() + 1) / scheduler.config.num_train_timesteps * diffusion.max_time
+        t = torch.full((x.shape[0],), time, dtype=torch.float64)
+        x = scheduler.step(model(x, t), timestep, x, **kwargs).prev_sample
+    return x.double()
+
+
+def make(prediction_type):
+    return Diffusion(prediction_type, log_snr_min=-20 if prediction_type == "epsilon" else None)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_ddim_agrees_with_diffusers(prediction_type, clip):
+    diffusion, x = make(prediction_type), start(3, 2, 4, 4)
+    scheduler = their_scheduler(
+        diffusers.DDIMScheduler, diffusion, 100, clip_sample=clip is not None, clip_sample_range=clip or 1.0
+    )
+    theirs = their_sample(scheduler, network, x, diffusion, 20, use_clipped_model_output=True)
+    ours = sample(make_denoiser(diffusion, network, clip=clip), x, diffusion, num_inference_steps=20)
+   # Without clipping, "epsilon" begins by dividing by alpha = 4.5e-5: x_0 is large, its last digits are gone.
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_ddpm_agrees_with_diffusers(prediction_type, clip):
+    diffusion, x = make(prediction_type), start(3, 2, 4, 4)
+    scheduler = their_scheduler(
+        diffusers.DDPMScheduler, diffusion, 100, clip_sample=clip is not None, clip_sample_range=clip or 1.0,
+        variance_type="fixed_small",
+    )
+    theirs = their_sample(scheduler, network, x, diffusion, 20, generator=torch.Generator().manual_seed(0))
+    denoise = make_denoiser(diffusion, network, clip=clip)
+    ours = sample(denoise, x, diffusion, sampler="ddpm", num_inference_steps=20, draw_noise=noise_source(x))
+    # Their last step adds noise of variance 1e-20, ours none.
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
+
+
+def test_ddpm_with_learned_variance_agrees_with_diffusers():
+    diffusion, x = Diffusion(), start(3, 2, 4, 4)
+    scheduler = their_scheduler(
+        diffusers.DDPMScheduler, diffusion, 20, clip_sample=True, variance_type="learned_range"
+    )
+    theirs = their_sample(
+        scheduler, network_with_variance, x, diffusion, 20, generator=torch.Generator().manual_seed(0)
+    )
+    denoise = make_denoiser(diffusion, network_with_variance, learned_variance=True)
+    ours = sample(denoise, x, diffusion, sampler="ddpm", num_inference_steps=20, draw_noise=noise_source(x))
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    fixed = sample(
+        make_denoiser(diffusion, network), x, diffusion, sampler="ddpm", num_inference_steps=20,
+        draw_noise=noise_source(x),
+    )
+    assert (ours - fixed).abs().max() > 1e-3                                     # the variance did something
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_dpmpp_2m_agrees_with_diffusers(prediction_type):
+    # Truncated, because diffusers turns alpha = 0 into inf - inf.
+    diffusion, x = Diffusion(prediction_type, log_snr_min=-8), start(3, 2, 4, 4)
+    scheduler = their_scheduler(
+        diffusers.DPMSolverMultistepScheduler, diffusion, 20, algorithm_type="dpmsolver++", solver_order=2,
+        solver_type="midpoint", final_sigmas_type="zero",
+    )
+    bars = alpha_bars(diffusion, 20).flip(0)
+    sigmas = torch.cat([((1 - bars) / bars).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    theirs = their_sample(scheduler, network, x, diffusion, 20, sigmas=sigmas)
+    denoise = make_denoiser(diffusion, network, clip=None)
+    ours = sample(denoise, x, diffusion, sampler="dpmpp_2m", num_inference_steps=20)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)               # they work in float32
+    first_order = sample(denoise, x, diffusion, sampler="ddim", num_inference_steps=20)
+    assert (ours - first_order).abs().max() > 1e-3
+
+
+# --- the walk ----------------------------------------------------------------------------------------------
+
+
+def test_time_steps_span_the_whole_schedule():
+    for num_inference_steps in (1, 3, 20, 1000):
+        times = time_steps(num_inference_steps)
+        assert times.dtype == torch.float64 and times.shape == (num_inference_steps + 1,)
+        assert times[0] == 1 and times[-1] == 0
+        torch.testing.assert_close(times.diff(), torch.full_like(times[1:], -1 / num_inference_steps))
+    with pytest.raises(ValueError, match="at least 1"):
+        time_steps(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_call_a_step_from_t_1_in_xs_own_dtype(sampler, dtype):
+    x, diffusion, calls = start(3, 2, 4, 4, dtype=dtype), Diffusion(), []
+
+    def model(x_t, t, drop):
+        calls.append((x_t, t))
+        return network(x_t, t)
+
+    kept = x.clone()
+    x_0 = sample(
+        make_denoiser(diffusion, model), x, diffusion, sampler=sampler, num_inference_steps=4,
+        draw_noise=noise_source(x),
+    )
+    assert x_0.shape == x.shape and x_0.dtype == dtype and x_0.isfinite().all()
+    assert torch.equal(x, kept)                                                # the caller's noise is its own
+    assert [t[0].item() for _, t in calls] == [1.0, 0.75, 0.5, 0.25]
+    for x_t, t in calls:
+        assert x_t.dtype == dtype and t.shape == (3,)
+        assert t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_step_waits_for_no_device_and_draws_nothing_itself(sampler, learned_variance):
+    # A tensor on "meta" has no values: whatever reads one (.item(), bool(), a copy to the host) raises.
+    x = torch.empty(2, 1, 3, 4, 4, device="meta")
+
+    def model(x_t, t, drop, embeds):
+        return torch.cat([x_t, x_t], dim=1) if learned_variance else x_t
+
+    denoise = make_denoiser(
+        Diffusion(), model, {"embeds": torch.empty(2, 5, device="meta")}, guidance_scale=3.0,
+        learned_variance=learned_variance,
+    )
+    state = torch.get_rng_state()
+    x_0 = sample(
+        denoise, x, Diffusion(), sampler=sampler, num_inference_steps=5,
+        draw_noise=lambda: torch.empty_like(x),
+    )
+    assert x_0.shape == x.shape and x_0.device.type == "meta"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_callback_watches_every_step_and_one_step_is_x_0(sampler):
+    x, diffusion, seen = start(3, 2, 4, 4), Diffusion(), []
+    denoise = make_denoiser(diffusion, network)
+    x_0 = sample(
+        denoise, x, diffusion, sampler=sampler, num_inference_steps=3, draw_noise=noise_source(x),
+        callback=lambda *step: seen.append(step),
+    )
+    assert [index for index, _, _ in seen] == [0, 1, 2]
+    assert torch.equal(seen[0][1], x)
+    torch.testing.assert_close(seen[-1][2], x_0)                                 # the last step lands on x_0
+    one = sample(
+        denoise, x, diffusion, sampler=sampler, num_inference_steps=1, draw_noise=noise_source(x)
+    )
+    torch.testing.assert_close(one, denoise(x, torch.ones(3, dtype=torch.float64)))
+
+
+def test_ddim_stays_consistent_when_it_clips():
+    x, diffusion, seen = start(3, 2, 4, 4), Diffusion(), []
+    denoise = make_denoiser(diffusion, lambda x_t, t, drop: 3 * network(x_t, t), clip=0.25)
+    sample(denoise, x, diffusion, num_inference_steps=8, callback=lambda *step: seen.append(step))
+    assert sum((x_0.abs() == 0.25).double().mean().item() for _, _, x_0 in seen) / 8 > 0.3
+    for i in range(7):
+        _, x_t, x_0 = seen[i]
+        t, s = (torch.full((3,), 1 - k / 8, dtype=torch.float64) for k in (i, i + 1))
+        epsilon = diffusion.epsilon(x_0, x_t, t)
+        torch.testing.assert_close(diffusion.add_noise(x_0, epsilon, s), seen[i + 1][1])
+
+
+def test_same_noise_same_result_and_ddpm_uses_its_noise():
+    x, diffusion = start(3, 2, 4, 4, dtype=torch.float32), Diffusion()
+    denoise = make_denoiser(diffusion, network)
+    first, again, other = (ddpm(denoise, x, diffusion, 5, noise_source(x, seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not first.requires_grad
+    # One signature: the deterministic ones take the same arguments, and leave the noise alone.
+    for function in (ddim, dpmpp_2m):
+        without, with_noise = (function(denoise, x, diffusion, 5, draw) for draw in (None, noise_source(x)))
+        assert torch.equal(without, with_noise)
+
+
+def test_errors_explain_themselves():
+    x = start(3, 2, 4, 4)
+    denoise = make_denoiser(Diffusion(), network)
+    with pytest.raises(ValueError, match="draw_noise"):
+        sample(denoise, x, Diffusion(), sampler="ddpm")
+    with pytest.raises(ValueError, match="dpmpp_2m"):
+        sample(denoise, x, Diffusion(), sampler="euler")
+
+
+# --- guidance ----------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A model whose output tells its branches apart: 2 with the embedding, 0.5 without, plus fps."""
+
+    def __init__(self, learned_variance=False):
+        self.calls = []
+        self.learned_variance = learned_variance
+
+    def __call__(self, x_t, t, drop=None, **conditions):
+        self.calls.append((x_t, t, drop, conditions))
+        kept = torch.ones(len(t), dtype=torch.bool) if drop is None else ~drop
+        value = torch.where(kept, 2.0, 0.5).to(x_t.dtype) + conditions["fps"]
+        prediction = value.reshape(-1, 1, 1, 1).expand_as(x_t)
+        return torch.cat([prediction, 10 * prediction], dim=1) if self.learned_variance else prediction
+
+
+def guided(model, guidance_scale, clip=None, learned_variance=False):
+    conditions = {"image_embeds": torch.arange(6.0).reshape(3, 2), "fps": torch.tensor([0.1, 0.2, 0.3])}
+    denoise = make_denoiser(
+        Diffusion("sample"), model, conditions, guidance_scale, clip, learned_variance=learned_variance
+    )
+    return denoise, conditions
+
+
+def test_guidance_is_one_doubled_batch_a_step():
+    model = Recorder()
+    denoise, conditions = guided(model, 3.0)
+    x_t, t = start(3, 1, 4, 4, dtype=torch.float32), torch.tensor([0.5, 0.6, 0.7])
+    x_0 = denoise(x_t, t)
+    denoise(x_t, t)
+    assert len(model.calls) == 2
+    for doubled_x_t, doubled_t, drop, doubled in model.calls:
+        assert torch.equal(doubled_x_t, torch.cat([x_t, x_t])) and torch.equal(doubled_t, torch.cat([t, t]))
+        assert drop.dtype == torch.bool and drop.tolist() == [False] * 3 + [True] * 3
+        for name, value in conditions.items():                                  # the null half keeps them all
+            assert torch.equal(doubled[name], torch.cat([value, value]))
+    for name in conditions:                                                    # doubled once, not once a step
+        assert model.calls[0][3][name] is model.calls[1][3][name]
+    # unconditional + 3 (conditional - unconditional) = 0.5 + 3 * 1.5, and fps, which both saw, once
+    expected = (5.0 + conditions["fps"]).reshape(3, 1, 1, 1).expand_as(x_t)
+    torch.testing.assert_close(x_0, expected)
+
+
+def test_no_guidance_is_the_conditional_model_alone():
+    model = Recorder()
+    denoise, conditions = guided(model, 1.0)
+    x_t, t = start(3, 1, 4, 4, dtype=torch.float32), torch.full((3,), 0.5)
+    x_0 = denoise(x_t, t)
+    (seen_x_t, _, drop, seen) = model.calls[0]
+    assert seen_x_t is x_t and drop is None and seen["fps"] is conditions["fps"]
+    torch.testing.assert_close(x_0[:, 0, 0, 0], 2.0 + conditions["fps"])
+    # Scale 0 is the unconditional model, and scales between 0 and 1 lie between the two.
+    for guidance_scale, value in ((0.0, 0.5), (0.5, 1.25)):
+        x_0 = guided(Recorder(), guidance_scale)[0](x_t, t)
+        torch.testing.assert_close(x_0[:, 0, 0, 0], value + conditions["fps"])
+
+
+def test_clipping_comes_after_guidance():
+    x_t, t = start(3, 1, 4, 4, dtype=torch.float32), torch.full((3,), 0.5)
+    # Guided, x_0 is 5 + fps: clipped, 4 exactly. Branches that were clipped first would give 5 + fps.
+    assert (guided(Recorder(), 3.0, clip=4.0)[0](x_t, t) == 4.0).all()
+    assert (guided(Recorder(), 3.0, clip=1.0)[0](x_t, t) == 1.0).all()
+    assert (guided(Recorder(), -3.0, clip=1.0)[0](x_t, t) == -1.0).all()
+
+
+def test_guidance_leaves_the_variance_alone():
+    x_t, t = start(3, 1, 4, 4, dtype=torch.float32), torch.full((3,), 0.5)
+    denoise, conditions = guided(Recorder(learned_variance=True), 3.0, learned_variance=True)
+    x_0, v = denoise(x_t, t)
+    assert x_0.shape == v.shape == x_t.shape
+    torch.testing.assert_close(x_0[:, 0, 0, 0], 5.0 + conditions["fps"])
+    torch.testing.assert_close(v[:, 0, 0, 0], 10 * (2.0 + conditions["fps"]))    # the conditional branch's
+
+
+def test_half_precision_output_does_not_shrink_x():
+    x_t, t = start(3, 2, 4, 4, dtype=torch.float32), torch.full((3,), 0.5)
+    denoise = make_denoiser(Diffusion(), lambda x_t, t, drop: network(x_t, t).bfloat16())
+    assert denoise(x_t, t).dtype == torch.float32
