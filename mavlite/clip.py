@@ -35,6 +35,12 @@ def _without_batch_norm(module):
     return module
 
 
+def _for_small_frames(model):
+    """Adapt open_clip's ResNet tower: no pooling in the stem, so that it takes frames of half its nominal size."""
+    model.visual.avgpool = nn.Identity()
+    return _without_batch_norm(model)
+
+
 class CompactTokenizer:
     """open_clip's own BPE tokenizer with its 49,408 ids renumbered to the 24 that the vocabulary uses.
 
@@ -66,20 +72,21 @@ class Clip(nn.Module):
         if config.model == "tiny":
             self.tokenizer = CompactTokenizer(config.context_length)
             width = config.vision_width
-            self.model = _without_batch_norm(open_clip.CLIP(
+            self.model = _for_small_frames(open_clip.CLIP(
                 config.embed_dim,
                 open_clip.CLIPVisionCfg(layers=tuple(config.vision_layers), width=width, head_width=width * 8,
-                                        image_size=config.image_size),
+                                        image_size=2 * config.image_size),
                 open_clip.CLIPTextCfg(context_length=config.context_length, vocab_size=self.tokenizer.vocab_size,
                                       width=config.text_width, heads=4, layers=config.text_layers),
                 init_logit_scale=math.log(10), output_dict=False))
-            mean, std = (0.5,) * 3, (0.5,) * 3
+            self.image_size = config.image_size
+            mean, std = (0.0,) * 3, (0.3,) * 3                # black stays 0: the empty canvas says nothing
         else:
             self.model, self.tokenizer = _public_model(config)
             mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+            size = self.model.visual.image_size
+            self.image_size = size if isinstance(size, int) else size[0]
         self.tiny = config.model == "tiny"
-        image_size = self.model.visual.image_size
-        self.image_size = image_size if isinstance(image_size, int) else image_size[0]
         self.embed_dim = self.model.text_projection.shape[-1]
         self.token_dim, self.context_length = self.model.ln_final.normalized_shape[0], self.model.context_length
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

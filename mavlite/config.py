@@ -65,7 +65,7 @@ class ClipConfig:
     model: str = "tiny"
     pretrained: str | None = None            # tag or file of a public checkpoint
     embed_dim: int = 64
-    image_size: int = 64                     # frames are resized to it
+    image_size: int = 32                     # frames are resized to it
     vision_layers: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
     vision_width: int = 16
     text_width: int = 64

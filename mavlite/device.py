@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 
 import torch
 
@@ -29,12 +30,18 @@ def pick_precision(device, wanted="auto"):
     """
     if wanted != "auto":
         return wanted
+    if fast_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+@functools.cache
+def fast_bf16(device):
+    """Whether the device computes in bf16, rather than emulating it."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type == "cpu":
-        fast = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-        return "bf16" if any(test is not None and test() for test in fast) else "fp32"
-    return "fp32"
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    tests = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return device.type == "cpu" and any(test is not None and test() for test in tests)
 
 
 def autocast(device, precision):

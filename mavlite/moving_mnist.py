@@ -224,11 +224,12 @@ class MovingMNIST:
 
 # ---------------------------------------------------------------- data sets: seed and index name a sample
 
-def _any_frames(simulator, seed, indices, size):
-    """One frame a clip, uniformly one of the 16 that the conditioning frame is chosen from."""
+def _any_frames(simulator, seed, indices, size, share=1):
+    """A frame of clip index // share, uniformly one of the 16 that the conditioning frame is chosen from."""
     index = torch.as_tensor(indices, device=simulator.device, dtype=torch.int64)
     which = (hash_uniform(seed, index, DRAW_FRAME) * CONDITION_FRAMES).floor()
-    return simulator.render(simulator.trajectories(seed, index), which[:, None] / CONDITION_FPS, size)[:, :, 0]
+    trajectories = simulator.trajectories(seed, index // share)
+    return simulator.render(trajectories, which[:, None] / CONDITION_FPS, size)[:, :, 0]
 
 
 class UnlabelledClips:
@@ -250,9 +251,12 @@ class UnlabelledClips:
         times = torch.arange(num_frames, device=fps.device) / fps[:, None]
         return self.simulator.render(self.trajectories(indices), times, size), fps
 
-    def frames(self, indices, size):
-        """One frame a clip, uniformly one of the 16 that the conditioning frame is chosen from: (b, c, size, size)."""
-        return _any_frames(self.simulator, self.seed, indices, size)
+    def frames(self, indices, size, share=1):
+        """(b, c, size, size): each is one of the 16 frames that the conditioning frame is chosen from.
+
+        Sample i shows clip i // share, so that `share` neighbours can share a conditioning frame.
+        """
+        return _any_frames(self.simulator, self.seed, indices, size, share)
 
     def condition_frames(self, indices, size):
         return self.simulator.clearest_frame(self.trajectories(indices), size)

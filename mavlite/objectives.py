@@ -201,9 +201,14 @@ class PriorObjective(Objective):
 class DecoderObjective(Objective):
     """One frame of a clip, given the embedding of the clip's clearest frame (D)."""
 
+    SHARE = 4                                # frames of one clip: C is run once for four samples
+
     def loss(self, network, batch, draws, progress):
-        x_0 = self.clips.frames(batch.indices, self.size) * 2 - 1
-        return self.diffuse(network, x_0, draws, image_embeds=self.condition(batch.indices), drop=self.drop(draws))
+        x_0 = self.clips.frames(batch.indices, self.size, self.SHARE) * 2 - 1
+        clips = [index // self.SHARE for index in batch.indices]
+        embeds = self.condition(range(clips[0], clips[-1] + 1))
+        embeds = embeds[torch.tensor(clips, device=self.device) - clips[0]]
+        return self.diffuse(network, x_0, draws, image_embeds=embeds, drop=self.drop(draws))
 
 
 class VideoDecoderObjective(Objective):

@@ -20,7 +20,7 @@ class Prior(nn.Module):
     def __init__(self, config: PriorConfig, *, embed_dim, token_dim, context_length):
         super().__init__()
         width = config.width
-        self.embed_dim = embed_dim
+        self.embed_dim, self.token_dim, self.context_length = embed_dim, token_dim, context_length
         self.token_in = nn.Linear(token_dim, width)
         self.text_in = nn.Linear(embed_dim, width)
         self.image_in = nn.Linear(embed_dim, width)

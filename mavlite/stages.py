@@ -70,17 +70,23 @@ def build_network(config: Config, clip: Clip | None = None):
     return network
 
 
-def load_network(weights, stage, clip=None, device="cpu"):
-    """(network in eval mode, Config, record) of a stage from a folder of weights folders."""
+def read_config(weights, stage):
+    """The Config that a stage's weights were trained with."""
     folder = Path(weights) / stage
     if not folder.is_dir():
         raise MavliteError(f"{folder}: there are no weights of stage {stage!r}; train it, or name a folder that has "
                            "them with --weights")
-    state, record = read_weights(folder, stage)
     try:
-        config = Config.from_dict({"stage": stage, **record["config"]})
+        return Config.from_dict(read_record(folder, stage)["config"])
     except MavliteError as error:
-        raise MavliteError(f"{folder}/config.json: {error}") from None
+        raise MavliteError(f"{folder / 'config.json'}: {error}") from None
+
+
+def load_network(weights, stage, clip=None, device="cpu"):
+    """(network in eval mode, Config, record) of a stage from a folder of weights folders."""
+    folder = Path(weights) / stage
+    config = read_config(weights, stage)
+    state, record = read_weights(folder, stage)
     network = build_network(config, clip)
     load_state(network, state, folder)
     return network.to(device).eval().requires_grad_(False), config, record

@@ -29,7 +29,7 @@ class UNet(nn.Module):
         super().__init__()
         c, p, emb = list(config.channels), config.patch_size, config.emb_dim
         self.patch_size, self.multiple = p, p * 2 ** (len(c) - 1)
-        self.in_channels, self.concat_channels = in_channels, concat_channels
+        self.in_channels, self.concat_channels, self.embed_dim = in_channels, concat_channels, embed_dim
         out_channels = in_channels * (2 if learned_variance else 1)
 
         def conv(*args, **kwargs):

@@ -1,0 +1,163 @@
+"""Each stage of eq. 1 as one function: from its conditions and its noise to its output.
+
+Frames are (b, c, f, h, w) or (b, c, h, w) in [-1, 1] in here. `Noise` gives every video its own generator,
+so that a video depends on its seed and index and not on its neighbours in the batch.
+"""
+
+import hashlib
+
+import torch
+from einops import rearrange, repeat
+
+from mavlite.diffusion import Diffusion
+from mavlite.objectives import upsample
+from mavlite.prior import closest, renormalise
+from mavlite.sampling import make_denoiser, sample
+
+
+class Noise:
+    """Standard normal noise for a batch of videos, one CPU generator a video, seeded by (seed, index, stage).
+
+    The stage's name is part of the seed, so that changing one stage's steps or sampler leaves the noise
+    of the others alone.
+    """
+
+    def __init__(self, seed, indices, stage, device):
+        self.device = device
+        self.generators = [torch.Generator().manual_seed(self._mix(seed, index, stage)) for index in indices]
+
+    @staticmethod
+    def _mix(seed, index, stage):
+        digest = hashlib.blake2b(f"{seed}/{index}/{stage}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+    def __call__(self, *shape):
+        """(b, *shape)"""
+        return torch.stack([torch.randn(*shape, generator=g) for g in self.generators]).to(self.device)
+
+
+def run(network, config, noise, shape, conditions, *, settings=None, clip=1.0, callback=None):
+    """Sample one stage. shape: of one video, without the batch. settings: a SampleConfig, else the stage's own."""
+    settings, d = settings or config.sample, config.diffusion
+    diffusion = Diffusion(d.prediction_type, d.log_snr_min)
+    denoise = make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
+                            learned_variance=d.loss == "hybrid")
+    return sample(denoise, noise(*shape), diffusion, sampler=settings.sampler,
+                  num_inference_steps=settings.steps, draw_noise=lambda: noise(*shape), callback=callback)
+
+
+def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, candidates=2):
+    """P: tokens (b, n, d_t) and text embeddings (b, d) -> image embeddings (b, d) of a real one's length.
+
+    Draws two candidates and keeps the one closer to the text embedding (as unCLIP does, 2204.06125, 2.2).
+    """
+    # Candidates stand beside each other in one batch; each video's own generator draws its candidates.
+    def stacked(*shape):
+        return rearrange(noise(candidates, *shape), "b n ... -> (n b) ...")
+
+    conditions = {"tokens": tokens.repeat(candidates, 1, 1), "text_embeds": text_embeds.repeat(candidates, 1)}
+    embeds = run(network, config, stacked, (network.embed_dim,), conditions, settings=settings, clip=None)
+    embeds = rearrange(renormalise(embeds), "(n b) d -> n b d", n=candidates)
+    return closest(embeds, text_embeds)
+
+
+def run_decoder(network, config, noise, image_embeds, *, settings=None):
+    """D: image embeddings (b, d) -> frames (b, c, h, w)."""
+    size, channels = config.data.sizes[0], config.data.channels
+    return run(network, config, noise, (channels, size, size), {"image_embeds": image_embeds}, settings=settings)
+
+
+def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, num_frames=None):
+    """D^t: image embeddings (b, d) and a key-frame rate -> key frames (b, c, f, h, w)."""
+    size, channels, f = config.data.sizes[0], config.data.channels, num_frames or config.data.num_frames
+    conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
+    return run(network, config, noise, (channels, f, size, size), conditions, settings=settings)
+
+
+def window_starts(num_keys, keys_per_window):
+    """First key of each interpolation window. Neighbours share an end key; the last one is moved to fit."""
+    last = num_keys - keys_per_window
+    return sorted({min(start, last) for start in range(0, max(last, 0) + keys_per_window - 1, keys_per_window - 1)})
+
+
+def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, settings=None):
+    """upF: key frames (b, c, k, h, w) -> (b, c, (k - 1) skip + 1, h, w), the key frames copied through.
+
+    At skip 5 a window of 16 frames knows frames 0, 5, 10 and 15; 16 keys are five windows that share their
+    end frames, and all windows of all videos run as one batch.
+    """
+    b, c, k, h, w = keys.shape
+    if skip == 1 or k == 1:
+        return keys
+    per_window = min((config.data.num_frames - 1) // skip + 1, k)                    # known frames in a window
+    length = (per_window - 1) * skip + 1
+    starts = window_starts(k, per_window)
+    known = torch.zeros(length, device=keys.device)
+    known[::skip] = 1
+    known = known.view(1, 1, length, 1, 1)
+    masked = torch.zeros(b, len(starts), c, length, h, w, device=keys.device)
+    for i, start in enumerate(starts):
+        masked[:, i, :, ::skip] = keys[:, :, start:start + per_window]
+    masked = rearrange(masked, "b n c f h w -> (b n) c f h w")
+    ones = torch.ones_like(image_embeds[:, 0]).repeat_interleave(len(starts))
+    conditions = {"concat": torch.cat([masked, known.expand(len(masked), 1, -1, h, w)], dim=1),
+                  "image_embeds": image_embeds.repeat_interleave(len(starts), dim=0),
+                  "fps": (ones * fps).log(), "frame_skip": (ones * skip).log()}
+
+    def windows(*shape):
+        return rearrange(noise(len(starts), *shape), "b n ... -> (b n) ...")
+
+    filled = run(network, config, windows, (c, length, h, w), conditions, settings=settings)
+    filled = rearrange(torch.where(known.bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
+    video = torch.zeros(b, c, (k - 1) * skip + 1, h, w, device=keys.device)
+    for i, start in enumerate(starts):
+        video[:, :, start * skip:start * skip + length] = filled[:, i]
+    return video
+
+
+def run_super_resolution(network, config, noise, low, *, settings=None, shared_noise=False, chunk=None):
+    """SR_l, SR_l^t, SR_h: frames (b c h w) or clips (b c f h w) -> the same at the stage's size.
+
+    An image network runs on a clip frame by frame, as one batch. shared_noise gives all frames of a video
+    the same initial, ancestral and augmentation noise, so that what the network makes up does not flicker
+    (Make-A-Video 3.2, for SR_h). chunk: frames at a time, to bound memory; noise does not depend on it.
+    """
+    settings = settings or config.sample
+    stage_size = config.data.sizes[2 if config.stage == "sr_h" else 1]
+    b, c, small = low.shape[0], low.shape[1], low.shape[-1]
+    clip = low.ndim == 5
+    f = low.shape[2] if clip else 1
+
+    def frames_of(noise_shape):
+        """Noise (b, c, f, h, w): one draw a video if it is shared, one a frame otherwise."""
+        channels, *size = noise_shape
+        if not clip:
+            return noise(channels, *size)
+        if shared_noise:
+            return repeat(noise(channels, *size), "b c h w -> b c f h w", f=f)
+        return noise(channels, f, *size)
+
+    level = torch.full((b,), settings.noise_level, device=low.device)
+    low = low + settings.noise_level * frames_of((c, small, small))
+    whole = (c, f, stage_size, stage_size) if clip else (c, stage_size, stage_size)
+
+    def fold(x):
+        """Frames into the batch for a network without temporal layers."""
+        return rearrange(x, "b c f h w -> (b f) c h w") if clip and not temporal else x
+
+    temporal = network.conv_in.temporal is not None
+    conditions = {"concat": fold(upsample(low, stage_size)),
+                  "noise_level": level.repeat_interleave(f) if clip and not temporal else level}
+
+    def folded_noise(*_):
+        return fold(frames_of((c, stage_size, stage_size)))
+
+    if chunk and clip and not temporal and settings.sampler != "ddpm":
+        start = folded_noise()
+        parts = [run(network, config, lambda *_, i=i: start[i:i + chunk], whole,
+                     {name: value[i:i + chunk] for name, value in conditions.items()}, settings=settings)
+                 for i in range(0, len(start), chunk)]
+        large = torch.cat(parts)
+    else:
+        large = run(network, config, folded_noise, whole, conditions, settings=settings)
+    return rearrange(large, "(b f) c h w -> b c f h w", f=f) if clip and not temporal else large

@@ -1,0 +1,104 @@
+"""The `mavlite` command: arguments in, one library call, one clear line for what goes wrong (exit code 2)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mavlite.errors import MavliteError
+
+
+def parser():
+    top = argparse.ArgumentParser(prog="mavlite", description="Make-A-Video on Moving MNIST, small enough to understand.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    p = commands.add_parser("generate", help="text to video", description='For example: mavlite generate "two and 4" --out clip.mp4')
+    p.add_argument("prompt", nargs="?", help='such as "two and 4"')
+    p.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, instead of PROMPT")
+    p.add_argument("--out", required=True, nargs="+", metavar="PATH",
+                   help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; several may be named")
+    p.add_argument("--fps", type=float, help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
+    p.add_argument("--num-frames", type=int, help="frames of the video, 1 for an image (default 76)")
+    p.add_argument("--steps", type=int, help="denoising steps of every stage (default: each stage's own)")
+    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: each stage's own)")
+    p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--num-videos", type=int, default=1, help="videos for each prompt")
+    p.add_argument("--batch-size", type=int, default=8, help="videos at a time")
+    p.add_argument("--independent-noise", action="store_true", help="SR_h: other noise for each frame, to see the flicker")
+    p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
+    p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    p.set_defaults(run=generate)
+
+    p = commands.add_parser("train", help="train one stage", description="For example: mavlite train decoder --config configs/t4.yaml --out runs/decoder")
+    p.add_argument("stage")
+    _training_arguments(p)
+    p.add_argument("--out", required=True, metavar="RUN", help="run folder")
+    p.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint, or start it")
+    p.add_argument("--init-from", metavar="WEIGHTS", help="start from a weights folder of the same stage, with a fresh optimizer")
+    p.add_argument("--weights", help="folder with the weights of the stages this one needs (default: those in the package)")
+    p.set_defaults(run=train)
+
+    p = commands.add_parser("reproduce", help="train all stages in order; stop it, run it again, it goes on")
+    _training_arguments(p)
+    p.add_argument("--out", default="runs", metavar="DIR", help="folder for runs and weights (default: runs/<config's name>)")
+    p.add_argument("--only", nargs="+", metavar="STAGE", help="these stages only")
+    p.set_defaults(run=reproduce)
+
+    p = commands.add_parser("info", help="stages, parameters, FLOPs, checksums, how they were trained")
+    p.add_argument("--weights", help="folder of weights (default: those in the package)")
+    p.set_defaults(run=info)
+    return top
+
+
+def _training_arguments(p):
+    p.add_argument("--config", required=True, metavar="YAML")
+    p.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+                   help="override a value, such as train.steps=500; may be repeated")
+    p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+
+
+def generate(args):
+    from mavlite.generate import generate_files, read_prompts
+    if (args.prompt is None) == (args.prompts is None):
+        raise MavliteError('give a prompt, such as "two and 4", or a file of them with --prompts')
+    prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
+    generate_files(prompts, args.out, num_videos=args.num_videos, batch_size=args.batch_size, weights=args.weights,
+                   device=args.device, num_frames=args.num_frames, fps=args.fps, steps=args.steps, seed=args.seed,
+                   guidance_scale=args.guidance_scale, sampler=args.sampler, shared_noise=not args.independent_noise)
+
+
+def train(args):
+    from mavlite.checkpoint import SHIPPED
+    from mavlite.config import load_config
+    from mavlite.reproduce import train_stage
+    train_stage(load_config(args.config, args.stage, args.overrides), args.out, weights=args.weights or SHIPPED,
+                init_from=args.init_from, resume=args.resume, device=args.device)
+
+
+def reproduce(args):
+    from mavlite.reproduce import reproduce_all
+    folder = Path(args.out) / Path(args.config).stem if args.out == "runs" else Path(args.out)
+    reproduce_all(args.config, folder, overrides=args.overrides, only=args.only, device=args.device)
+
+
+def info(args):
+    from mavlite.checkpoint import SHIPPED
+    from mavlite.info import print_info
+    print_info(args.weights or SHIPPED)
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except MavliteError as error:
+        print(f"mavlite: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mavlite: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Prompts to files: what `mavlite generate` does."""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mavlite.errors import MavliteError
+from mavlite.pipeline import MakeAVideo
+from mavlite.prompts import parse_prompt
+from mavlite.video import Video, check_output_path
+
+
+def read_prompts(path):
+    """One prompt a line; empty lines are passed over."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MavliteError(f"{path}: cannot be read as text ({error})") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise MavliteError(f"{path}: holds no prompt; write one a line, such as \"two and 4\"")
+    return prompts
+
+
+def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None, device=None, seed=0, **options):
+    """Generate num_videos videos for each prompt and write them to each of `outputs`; returns the Video.
+
+    Video k of all (prompt by prompt) draws from (seed, k), whatever the batch size. Everything that can be
+    refused is refused before the first step.
+    """
+    if num_videos < 1 or batch_size < 1:
+        raise MavliteError("--num-videos and --batch-size must be 1 or more")
+    prompts = [prompt for prompt in prompts for _ in range(num_videos)]
+    for path in outputs:
+        check_output_path(path, several=len(prompts) > 1)
+    pipe = MakeAVideo.from_pretrained(weights, device=device)
+    if pipe.networks["clip"].tiny:
+        for prompt in prompts:
+            parse_prompt(prompt)
+
+    parts, single = [], len(prompts) <= batch_size
+    for start in tqdm(range(0, len(prompts), batch_size), disable=single, unit="batch"):
+        parts.append(pipe(prompts[start:start + batch_size], seed=seed, index=start, progress=single, **options))
+    video = _join(parts)
+    for path in outputs:
+        _write(video, Path(path))
+        print(f"wrote {path}")
+    seconds = ", ".join(f"{stage} {t:.2f}" for stage, t in video.seconds.items())
+    print(f"{len(video)} x {video.frames.shape[2]} frames at {video.fps:g} fps; seconds: {seconds}, "
+          f"in all {sum(video.seconds.values()):.2f}")
+    return video
+
+
+def _join(parts):
+    """Several batches as one Video."""
+    stages = {name: torch.cat([part.stages[name] for part in parts]) for name in parts[0].stages}
+    seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
+    return Video(torch.cat([part.frames for part in parts]), parts[0].fps, stages, seconds,
+                 [prompt for part in parts for prompt in part.prompts])
+
+
+def _write(video, path):
+    if path.suffix:
+        video.save(path)
+        return
+    for i, clip in enumerate(video):                         # a folder: one file a video
+        clip.save(path / f"{i:04d}-{clip.prompts[0].replace(' ', '-')}.mp4")

@@ -1,0 +1,132 @@
+"""A sample picture of a stage in training: what its averaged weights make of a few conditions."""
+
+from pathlib import Path
+
+import imageio.v3
+import torch
+
+from mavlite import cascade
+from mavlite.device import autocast
+from mavlite.moving_mnist import box_resize
+from mavlite.pipeline import to_unit
+from mavlite.prompts import PAIRS, make_prompt
+from mavlite.video import contact_sheet
+
+COUNT = 6                                    # rows of the picture
+FIRST_INDEX = 1_000_000_000                  # clips that no step of training reaches
+
+
+@torch.no_grad()
+def save_preview(trainer, path):
+    """Write a PNG for the trainer's stage: samples above one another, with what they were made from."""
+    current = {name: p.detach().clone() for name, p in trainer.network.state_dict().items()}
+    trainer.network.load_state_dict(trainer.averaged())
+    trainer.network.eval()
+    try:
+        with autocast(trainer.device, trainer.precision):
+            picture = PREVIEWS[trainer.config.stage](trainer)
+    finally:
+        trainer.network.load_state_dict(current)
+        trainer.network.train()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.v3.imwrite(path, picture)
+
+
+def _sheet(rows, **options):
+    return contact_sheet(to_unit(rows.float()).cpu(), **options)
+
+
+def _indices():
+    return range(FIRST_INDEX, FIRST_INDEX + COUNT)
+
+
+def _noise(trainer):
+    return cascade.Noise(0, range(COUNT), trainer.config.stage, trainer.device)
+
+
+def _similarity(matrix):
+    """A matrix of cosines as an enlarged grey picture: white is 1, black is -1."""
+    grey = ((matrix.float().cpu().clamp(-1, 1) + 1) * 127.5).byte().numpy()
+    return grey.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def _by_pair(trainer):
+    """Frames and prompts of the first clip of each pair of digits."""
+    pairs = trainer.objective.pairs
+    indices = range(FIRST_INDEX, FIRST_INDEX + 1024)
+    digits = pairs.labels(indices).sort(dim=1).values.tolist()
+    first = {}
+    for index, pair in zip(indices, digits):
+        first.setdefault(tuple(pair), index)
+    found = [pair for pair in PAIRS if pair in first]
+    frames = pairs.pairs([first[pair] for pair in found], trainer.config.data.sizes[0])[0]
+    return frames, [make_prompt(*pair, False, True) for pair in found]
+
+
+def preview_clip(trainer):
+    """Cosine of every pair's frame (row) with every pair's prompt (column): a bright diagonal when trained."""
+    frames, prompts = _by_pair(trainer)
+    image, text = trainer.network.image_embeds(frames), trainer.network.text(prompts)[1]
+    return _similarity(torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).T)
+
+
+def preview_prior(trainer):
+    """Cosine of the embedding made for every pair's prompt (row) with every pair's real frame (column)."""
+    frames, prompts = _by_pair(trainer)
+    tokens, text = (x.float() for x in trainer.objective.clip.text(prompts))
+    noise = cascade.Noise(0, range(len(prompts)), "prior", trainer.device)
+    made = cascade.run_prior(trainer.network, trainer.config, noise, tokens, text)
+    real = trainer.objective.clip.image_embeds(frames)
+    return _similarity(torch.nn.functional.normalize(made) @ torch.nn.functional.normalize(real).T)
+
+
+def preview_decoder(trainer):
+    """One row a condition: the conditioning frame, then frames made from its embedding."""
+    size = trainer.config.data.sizes[0]
+    given = trainer.objective.clips.condition_frames(_indices(), size) * 2 - 1
+    y_e = trainer.objective.condition(_indices()).float()
+    made = [cascade.run_decoder(trainer.network, trainer.config, cascade.Noise(k, range(COUNT), "decoder", trainer.device), y_e)
+            for k in range(7)]
+    return _sheet(torch.stack([given, *made], dim=2))
+
+
+def preview_decoder_t(trainer):
+    """One row a condition: the conditioning frame, then the key frames of one clip."""
+    size, data = trainer.config.data.sizes[0], trainer.config.data
+    given = trainer.objective.clips.condition_frames(_indices(), size)[:, :, None] * 2 - 1
+    y_e = trainer.objective.condition(_indices()).float()
+    made = cascade.run_decoder_t(trainer.network, trainer.config, _noise(trainer), y_e, data.fps)
+    return _sheet(torch.cat([given, made], dim=2), columns=data.num_frames + 1)
+
+
+def preview_interpolation(trainer):
+    """Real key frames filled in: the first window of each clip."""
+    data = trainer.config.data
+    keys = trainer.objective.clips.clips(_indices(), data.fps, 4, data.sizes[0])[0] * 2 - 1
+    y_e = trainer.objective.condition(_indices()).float()
+    made = cascade.run_interpolation(trainer.network, trainer.config, _noise(trainer), keys, y_e, data.fps, data.frame_skip)
+    return _sheet(made, columns=made.shape[2])
+
+
+def preview_super_resolution(trainer):
+    """Triples of columns: the small frame enlarged, what the network makes of it, the true large frame."""
+    stage, size = trainer.objective.stage, trainer.objective.size
+    small = trainer.config.data.sizes[stage.size[1]]
+    full, _ = trainer.objective.clips.clips(_indices(), 10.0, 4, 64)
+    low, true = box_resize(full, small) * 2 - 1, box_resize(full, size) * 2 - 1
+    made = cascade.run_super_resolution(trainer.network, trainer.config, _noise(trainer), low,
+                                        shared_noise=trainer.config.stage == "sr_h")
+    columns = torch.stack([cascade.upsample(low, size), made.to(true.dtype), true], dim=3)
+    return _sheet(columns.flatten(2, 3), columns=12)
+
+
+def preview_judge(trainer):
+    """Probability of every pair (column) for frames of every pair (row)."""
+    frames, _ = _by_pair(trainer)
+    return _similarity(trainer.network(frames).softmax(dim=-1) * 2 - 1)
+
+
+PREVIEWS = {"clip": preview_clip, "prior": preview_prior, "decoder": preview_decoder, "decoder_t": preview_decoder_t,
+            "interpolation": preview_interpolation, "sr_l": preview_super_resolution,
+            "sr_l_t": preview_super_resolution, "sr_h": preview_super_resolution, "judge": preview_judge}
