@@ -13,6 +13,7 @@ from mavlite.diffusion import Diffusion
 from mavlite.objectives import upsample
 from mavlite.prior import closest, renormalise
 from mavlite.sampling import make_denoiser, sample
+from mavlite.stages import STAGES
 
 
 class Noise:
@@ -36,14 +37,14 @@ class Noise:
         return torch.stack([torch.randn(*shape, generator=g) for g in self.generators]).to(self.device)
 
 
-def run(network, config, noise, shape, conditions, *, settings=None, clip=1.0, callback=None):
-    """Sample one stage. shape: of one video, without the batch. settings: a SampleConfig, else the stage's own."""
+def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0):
+    """Sample one stage. draw_noise() gives noise of the whole batch; settings: a SampleConfig, else the stage's own."""
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
     denoise = make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
                             learned_variance=d.loss == "hybrid")
-    return sample(denoise, noise(*shape), diffusion, sampler=settings.sampler,
-                  num_inference_steps=settings.steps, draw_noise=lambda: noise(*shape), callback=callback)
+    return sample(denoise, draw_noise(), diffusion, sampler=settings.sampler,
+                  num_inference_steps=settings.steps, draw_noise=draw_noise)
 
 
 def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, candidates=2):
@@ -52,11 +53,11 @@ def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, can
     Draws two candidates and keeps the one closer to the text embedding (as unCLIP does, 2204.06125, 2.2).
     """
     # Candidates stand beside each other in one batch; each video's own generator draws its candidates.
-    def stacked(*shape):
-        return rearrange(noise(candidates, *shape), "b n ... -> (n b) ...")
+    def draw_noise():
+        return rearrange(noise(candidates, network.embed_dim), "b n d -> (n b) d")
 
     conditions = {"tokens": tokens.repeat(candidates, 1, 1), "text_embeds": text_embeds.repeat(candidates, 1)}
-    embeds = run(network, config, stacked, (network.embed_dim,), conditions, settings=settings, clip=None)
+    embeds = run(network, config, draw_noise, conditions, settings=settings, clip=None)
     embeds = rearrange(renormalise(embeds), "(n b) d -> n b d", n=candidates)
     return closest(embeds, text_embeds)
 
@@ -64,14 +65,14 @@ def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, can
 def run_decoder(network, config, noise, image_embeds, *, settings=None):
     """D: image embeddings (b, d) -> frames (b, c, h, w)."""
     size, channels = config.data.sizes[0], config.data.channels
-    return run(network, config, noise, (channels, size, size), {"image_embeds": image_embeds}, settings=settings)
+    return run(network, config, lambda: noise(channels, size, size), {"image_embeds": image_embeds}, settings=settings)
 
 
 def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, num_frames=None):
     """D^t: image embeddings (b, d) and a key-frame rate -> key frames (b, c, f, h, w)."""
     size, channels, f = config.data.sizes[0], config.data.channels, num_frames or config.data.num_frames
     conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
-    return run(network, config, noise, (channels, f, size, size), conditions, settings=settings)
+    return run(network, config, lambda: noise(channels, f, size, size), conditions, settings=settings)
 
 
 def window_starts(num_keys, keys_per_window):
@@ -104,10 +105,10 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
                   "image_embeds": image_embeds.repeat_interleave(len(starts), dim=0),
                   "fps": (ones * fps).log(), "frame_skip": (ones * skip).log()}
 
-    def windows(*shape):
-        return rearrange(noise(len(starts), *shape), "b n ... -> (b n) ...")
+    def draw_noise():
+        return rearrange(noise(len(starts), c, length, h, w), "b n ... -> (b n) ...")
 
-    filled = run(network, config, windows, (c, length, h, w), conditions, settings=settings)
+    filled = run(network, config, draw_noise, conditions, settings=settings)
     filled = rearrange(torch.where(known.bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
     video = torch.zeros(b, c, (k - 1) * skip + 1, h, w, device=keys.device)
     for i, start in enumerate(starts):
@@ -115,49 +116,24 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
     return video
 
 
-def run_super_resolution(network, config, noise, low, *, settings=None, shared_noise=False, chunk=None):
+def run_super_resolution(network, config, noise, low, *, settings=None, shared_noise=False):
     """SR_l, SR_l^t, SR_h: frames (b c h w) or clips (b c f h w) -> the same at the stage's size.
 
-    An image network runs on a clip frame by frame, as one batch. shared_noise gives all frames of a video
-    the same initial, ancestral and augmentation noise, so that what the network makes up does not flicker
-    (Make-A-Video 3.2, for SR_h). chunk: frames at a time, to bound memory; noise does not depend on it.
+    An image network takes a clip frame by frame, as one batch. shared_noise gives all frames of a video the
+    same initial, ancestral and augmentation noise, so that what the network makes up does not flicker
+    (Make-A-Video 3.2, for SR_h).
     """
     settings = settings or config.sample
-    stage_size = config.data.sizes[2 if config.stage == "sr_h" else 1]
-    b, c, small = low.shape[0], low.shape[1], low.shape[-1]
-    clip = low.ndim == 5
-    f = low.shape[2] if clip else 1
+    size, c = config.data.sizes[STAGES[config.stage].size[0]], low.shape[1]
 
-    def frames_of(noise_shape):
-        """Noise (b, c, f, h, w): one draw a video if it is shared, one a frame otherwise."""
-        channels, *size = noise_shape
-        if not clip:
-            return noise(channels, *size)
+    def draw_noise(size=size):
+        if low.ndim == 4:
+            return noise(c, size, size)
         if shared_noise:
-            return repeat(noise(channels, *size), "b c h w -> b c f h w", f=f)
-        return noise(channels, f, *size)
+            return repeat(noise(c, size, size), "b c h w -> b c f h w", f=low.shape[2])
+        return noise(c, low.shape[2], size, size)
 
-    level = torch.full((b,), settings.noise_level, device=low.device)
-    low = low + settings.noise_level * frames_of((c, small, small))
-    whole = (c, f, stage_size, stage_size) if clip else (c, stage_size, stage_size)
-
-    def fold(x):
-        """Frames into the batch for a network without temporal layers."""
-        return rearrange(x, "b c f h w -> (b f) c h w") if clip and not temporal else x
-
-    temporal = network.conv_in.temporal is not None
-    conditions = {"concat": fold(upsample(low, stage_size)),
-                  "noise_level": level.repeat_interleave(f) if clip and not temporal else level}
-
-    def folded_noise(*_):
-        return fold(frames_of((c, stage_size, stage_size)))
-
-    if chunk and clip and not temporal and settings.sampler != "ddpm":
-        start = folded_noise()
-        parts = [run(network, config, lambda *_, i=i: start[i:i + chunk], whole,
-                     {name: value[i:i + chunk] for name, value in conditions.items()}, settings=settings)
-                 for i in range(0, len(start), chunk)]
-        large = torch.cat(parts)
-    else:
-        large = run(network, config, folded_noise, whole, conditions, settings=settings)
-    return rearrange(large, "(b f) c h w -> b c f h w", f=f) if clip and not temporal else large
+    noisy = low + settings.noise_level * draw_noise(low.shape[-1])
+    conditions = {"concat": upsample(noisy, size),
+                  "noise_level": torch.full((len(low),), settings.noise_level, device=low.device)}
+    return run(network, config, draw_noise, conditions, settings=settings)

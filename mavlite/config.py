@@ -212,7 +212,10 @@ class Config:
                   for key, kind in sections.items()}
         if sections["model"] is None:
             _require(not mapping.get("model"), "stage clip has no model section: its network is the section clip")
-        return cls(stage=stage, **filled)
+        config = cls(stage=stage, **filled)
+        _require(stage != "prior" or config.diffusion.loss != "hybrid",
+                 "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
+        return config
 
 
 def _fill(kind, mapping, path):

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 
@@ -97,18 +96,18 @@ class MakeAVideo:
 
     def _video(self, network, settings, stages, y_e, num_frames, fps, clock, shared_noise):
         with clock("decoder_t"):
-            # All key frames, however few are needed: training saw 16, and a shorter video is then the
-            # beginning of the longer one.
+            # All frames, however few are needed, wherever frames know of each other: training saw whole clips,
+            # and a shorter video is then the beginning of the longer one. Only SR_h need not make the others.
             keys = cascade.run_decoder_t(*network("decoder_t"), y_e, fps, settings=settings["decoder_t"])
-        needed = min(keys.shape[2], math.ceil((num_frames - 1) / self.data.frame_skip) + 1)
         with clock("interpolation"):
-            frames = cascade.run_interpolation(*network("interpolation"), keys[:, :, :needed], y_e, fps, self.data.frame_skip,
-                                               settings=settings["interpolation"])[:, :, :num_frames]
+            frames = cascade.run_interpolation(*network("interpolation"), keys, y_e, fps, self.data.frame_skip,
+                                               settings=settings["interpolation"])
         with clock("sr_l_t"):
             middle = cascade.run_super_resolution(*network("sr_l_t"), frames, settings=settings["sr_l_t"])
+        frames, middle = frames[:, :, :num_frames], middle[:, :, :num_frames]
         with clock("sr_h"):
             large = cascade.run_super_resolution(*network("sr_h"), middle, settings=settings["sr_h"],
-                                                 shared_noise=shared_noise, chunk=128)
+                                                 shared_noise=shared_noise)
         stages |= {"decoder_t": keys, "interpolation": frames, "sr_l_t": middle, "sr_h": large}
 
     def _image(self, network, settings, stages, y_e, num_frames, fps, clock, shared_noise):

@@ -51,6 +51,9 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
     names = list(only or STAGES)
     configs = {stage: load_config(config_path, stage, overrides) for stage in names}     # all checked before the first
     for stage, config in configs.items():
+        if stage == "clip" and config.clip.model != "tiny":
+            print(f"clip: {config.clip.model} comes trained ({config.clip.pretrained})")
+            continue
         target = folder / "weights" / stage
         if target.is_dir() and read_record(target, stage)["config"] == config.to_dict():
             print(f"{stage}: done already ({target})")

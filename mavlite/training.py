@@ -100,6 +100,8 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         if resume:
             self._restore()
+        if self.rank == 0:                                   # not before _restore, which may refuse this config
+            (self.run / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
 
     # ------------------------------------------------------------ run folder
 
@@ -110,7 +112,7 @@ class Trainer:
         if self.rank == 0:
             try:
                 self.run.mkdir(parents=True, exist_ok=True)
-                (self.run / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+                (self.run / "config.json").touch()
             except OSError as error:
                 raise MavliteError(f"{self.run}: cannot be written ({error.strerror}); choose another --out") from None
 
@@ -123,8 +125,12 @@ class Trainer:
             if wanted[key] != had[key]:
                 raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the same "
                                    "configuration, or choose another --out")
+        if wanted["train"]["optimizer"] != had["train"]["optimizer"]:
+            raise MavliteError(f"{self.run}: was trained with train.optimizer {had['train']['optimizer']}; resume with "
+                               "the same, or choose another --out and --init-from")
         checkpoint.restore(tensors, self.run, self.network, self.ema, self.optimizers)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:                                  # empty unless the run was in fp16 so far
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.origin = state["step"], state["seconds"], state["origin"]
 
     def save(self):

@@ -1,0 +1,221 @@
+"""Each stage as a function: noise, windows, shared noise and chunks, with stub networks where they tell more."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mavlite.cascade import Noise, run_decoder_t, run_interpolation, run_prior, run_super_resolution, window_starts
+from mavlite.config import SampleConfig, load_config
+from mavlite.stages import build_network
+
+SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
+CPU = torch.device("cpu")
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(indices=range(2), seed=0, stage="any"):
+    return Noise(seed, indices, stage, CPU)
+
+
+# --- noise -------------------------------------------------------------------------------------------------
+
+def test_noise_of_a_video_does_not_depend_on_its_batch():
+    alone, together = noise([5]), noise([3, 5, 9])
+    for shape in ((2, 3), (1, 4, 8, 8), (7,)):               # draw after draw
+        assert torch.equal(alone(*shape)[0], together(*shape)[1])
+
+
+def test_noise_differs_by_seed_index_and_stage():
+    draws = [noise([0], 0, "sr_h"), noise([1], 0, "sr_h"), noise([0], 1, "sr_h"), noise([0], 0, "sr_l")]
+    draws = torch.cat([draw(4096) for draw in draws])
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.1
+    assert draws.mean(dim=1).abs().max() < 0.1 and (draws.std(dim=1) - 1).abs().max() < 0.1
+
+
+def test_noise_can_be_had_again():
+    assert torch.equal(noise()(3, 4), noise()(3, 4))
+
+
+# --- interpolation -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("skip", range(2, 7))
+@pytest.mark.parametrize("k", range(2, 17))
+def test_windows_cover_all_keys_and_share_ends(k, skip):
+    per_window = min(15 // skip + 1, k)
+    starts = window_starts(k, per_window)
+    assert starts[0] == 0 and starts[-1] == k - per_window
+    assert all(0 < b - a <= per_window - 1 for a, b in zip(starts, starts[1:]))      # neighbours share a key at least
+    assert {start + i for start in starts for i in range(per_window)} == set(range(k))
+
+
+def test_windows_of_the_default_are_five():
+    assert window_starts(16, 4) == [0, 3, 6, 9, 12]
+
+
+def interpolation_config(num_frames):
+    return load_config(SMOKE, "interpolation", [f"data.num_frames={num_frames}", "data.max_frame_skip=6",
+                                                "diffusion.prediction_type=sample"])
+
+
+@pytest.mark.parametrize("k, skip, num_frames", [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12), (5, 1, 8)])
+def test_key_frames_are_copied_through(k, skip, num_frames):
+    keys = random(2, 3, k, 4, 4)
+    video = run_interpolation(lambda x, t, **conditions: torch.zeros_like(x), interpolation_config(num_frames), noise(),
+                              keys, random(2, 5), 6.0, skip)
+    assert video.shape == (2, 3, (k - 1) * skip + 1, 4, 4)
+    assert torch.equal(video[:, :, ::skip], keys)
+
+
+@pytest.mark.parametrize("k, skip, num_frames", [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12)])
+def test_windows_come_back_to_their_place(k, skip, num_frames):
+    """A video of constant speed: a window's first frame and the embedding tell all the others."""
+    def ramp(x, t, *, drop, concat, image_embeds, fps, frame_skip):
+        torch.testing.assert_close(fps.exp(), torch.full_like(fps, 6.0))
+        torch.testing.assert_close(frame_skip.exp(), torch.full_like(fps, float(skip)))
+        masked, known = concat[:, :1], concat[:, 1:]
+        assert torch.equal(known[0, 0, :, 0, 0] == 1, torch.arange(x.shape[2]) % skip == 0)
+        assert masked[known == 0].eq(0).all()
+        speed = image_embeds[:, 0].view(-1, 1, 1, 1, 1)
+        return masked[:, :, :1] + speed * torch.arange(x.shape[2]).view(1, 1, -1, 1, 1)
+
+    speed = torch.tensor([0.004, -0.009])
+    truth = (speed[:, None] * torch.arange((k - 1) * skip + 1)).view(2, 1, -1, 1, 1).expand(-1, -1, -1, 4, 4)
+    video = run_interpolation(ramp, interpolation_config(num_frames), noise(), truth[:, :, ::skip], speed[:, None], 6.0, skip)
+    torch.testing.assert_close(video, truth, atol=1e-6, rtol=0)
+
+
+# --- key frames and the prior ------------------------------------------------------------------------------
+
+def test_key_frames_are_made_at_the_asked_rate_and_length():
+    rates = []
+
+    def stub(x, t, *, drop, image_embeds, fps):
+        rates.append(fps.exp())
+        return torch.zeros_like(x)
+    keys = run_decoder_t(stub, load_config(SMOKE, "decoder_t"), noise(), random(2, 5), 12.0, num_frames=5,
+                         settings=SampleConfig(steps=2))
+    assert keys.shape == (2, 1, 5, 16, 16)
+    torch.testing.assert_close(torch.stack(rates), torch.full((2, 2), 12.0))
+
+
+class Candidates:
+    """Stands for P: the n-th of each video's candidates is a fixed vector."""
+    embed_dim = 4
+
+    def __init__(self, candidates):
+        self.candidates = candidates                         # (n b) d
+
+    def __call__(self, x, t, *, drop, tokens, text_embeds):
+        assert torch.equal(tokens[:2], tokens[2:]) and torch.equal(text_embeds[:2], text_embeds[2:])
+        return self.candidates
+
+
+def test_prior_keeps_the_candidate_closer_to_the_text():
+    text = random(2, 4)
+    near, far = text + 0.1 * random(2, 4, seed=1), -text
+    candidates = torch.stack([near[0], far[1], far[0], near[1]])                     # video 0: first, video 1: second
+    embeds = run_prior(Candidates(candidates), load_config(SMOKE, "prior"), noise(), random(2, 3, 6), text)
+    torch.testing.assert_close(torch.nn.functional.normalize(embeds), torch.nn.functional.normalize(near))
+    torch.testing.assert_close(embeds.norm(dim=1), torch.full((2,), 2.0))             # sqrt(4): a real one's length
+
+
+# --- super-resolution --------------------------------------------------------------------------------------
+
+def lively(stage):
+    """(network, config) of a stage, untrained but with weights that all matter."""
+    config = load_config(SMOKE, stage)
+    network = build_network(config).eval().requires_grad_(False)
+    for i, p in enumerate(network.parameters()):
+        p.add_(0.1 * random(*p.shape, seed=i))
+    return network, config
+
+
+@pytest.fixture(scope="module", params=["sr_h", "sr_l_t"])
+def super_resolution(request):
+    return lively(request.param)
+
+
+@pytest.fixture(scope="module")
+def image_super_resolution():
+    return lively("sr_h")
+
+
+def low(config, f=5):
+    size = config.data.sizes[1 if config.stage == "sr_h" else 0]
+    return random(2, 1, f, size, size).clamp(-1, 1)
+
+
+def settings(sampler="dpmpp_2m"):
+    return SampleConfig(sampler=sampler, steps=3)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm"])
+def test_shared_noise_makes_identical_frames_stay_identical(image_super_resolution, sampler):
+    network, config = image_super_resolution
+    still = low(config, f=1).expand(-1, -1, 4, -1, -1)
+    shared = run_super_resolution(network, config, noise(), still, settings=settings(sampler), shared_noise=True)
+    torch.testing.assert_close(shared, shared[:, :, :1].expand_as(shared), atol=1e-5, rtol=0)
+    own = run_super_resolution(network, config, noise(), still, settings=settings(sampler))
+    assert all((own[:, :, i] - own[:, :, 0]).abs().max() > 0.1 for i in (1, 2, 3))
+
+
+def test_shared_noise_still_differs_between_videos(image_super_resolution):
+    network, config = image_super_resolution
+    same = low(config)[:1].expand(2, -1, -1, -1, -1)
+    large = run_super_resolution(network, config, noise(), same, settings=settings(), shared_noise=True)
+    assert (large[0] - large[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm"])
+@pytest.mark.parametrize("shared_noise", [True, False])
+def test_chunks_change_nothing(super_resolution, shared_noise, sampler):
+    network, config = super_resolution
+    whole, parts = (run_super_resolution(network, config, noise(), low(config), settings=settings(sampler),
+                                         shared_noise=shared_noise, chunk=chunk) for chunk in (None, 3))
+    size = config.data.sizes[2 if config.stage == "sr_h" else 1]
+    assert whole.shape == (2, 1, 5, size, size)
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
+
+
+def changed_frames(network, config):
+    """Which output frames (f,) change when the input's third does."""
+    clip = low(config)
+    other = clip.clone()
+    other[:, :, 2] = -other[:, :, 2]
+    a, b = (run_super_resolution(network, config, noise(), x, settings=settings(), shared_noise=True) for x in (clip, other))
+    return ((a - b).abs().amax(dim=(0, 1, 3, 4)) > 1e-4).tolist()
+
+
+def test_only_a_video_network_looks_at_other_frames(super_resolution):
+    network, config = super_resolution
+    assert changed_frames(network, config) == ([False, False, True, False, False] if config.stage == "sr_h" else [True] * 5)
+
+
+def test_an_image_is_a_clip_of_one_frame(super_resolution):
+    network, config = super_resolution
+    clip = low(config, f=1)
+    image = run_super_resolution(network, config, noise(), clip[:, :, 0], settings=settings())
+    if config.stage == "sr_h":                               # a video network's temporal layers act on clips only
+        torch.testing.assert_close(run_super_resolution(network, config, noise(), clip, settings=settings())[:, :, 0], image,
+                                   atol=1e-5, rtol=0)
+    assert image.shape[-1] > clip.shape[-1]
+
+
+def test_a_video_does_not_depend_on_its_neighbours(super_resolution):
+    network, config = super_resolution
+    clip = low(config)
+    together = run_super_resolution(network, config, noise([3, 7]), clip, settings=settings())
+    alone = run_super_resolution(network, config, noise([7]), clip[1:], settings=settings())
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
+
+
+def test_the_input_is_not_written_to(super_resolution):
+    network, config = super_resolution
+    clip = low(config)
+    before = clip.clone()
+    run_super_resolution(network, config, noise(), clip, settings=settings())
+    assert torch.equal(clip, before)

@@ -1,0 +1,143 @@
+"""Configuration: every shipped file loads for every stage, and every mistake is named."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from mavlite.config import STAGE_NAMES, Config, load_config, merge, parse_overrides
+from mavlite.errors import MavliteError
+
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+    return write
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_survive_json(path, stage):
+    config = load_config(path, stage)
+    assert config.stage == stage
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_stage_block_overrides_shared_values_and_set_overrides_both(write):
+    path = write("train: {steps: 1, batch_size: 2, lr: 0.5}\nstages: {decoder: {train: {steps: 3, lr: 0.25}}}")
+    train = load_config(path, "decoder", ["train.lr=0.125"]).train
+    assert (train.steps, train.batch_size, train.lr) == (3, 2, 0.125)
+    assert load_config(path, "sr_l").train.steps == 1
+
+
+def test_the_shared_model_section_is_the_unets(write):
+    path = write("model: {blocks: 3}")
+    assert load_config(path, "sr_h").model.blocks == 3
+    assert load_config(path, "clip").model is None
+    assert not hasattr(load_config(path, "prior").model, "blocks")
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001"])
+def test_numbers_without_a_point_are_numbers(write, number):
+    assert load_config(write(f"train: {{lr: {number}}}"), "decoder").train.lr == 0.001
+    assert load_config(write("train: {}"), "decoder", [f"train.lr={number}"]).train.lr == 0.001
+
+
+def test_a_list_and_a_null_can_be_set(write):
+    config = load_config(write("diffusion: {log_snr_min: -20}"), "decoder",
+                         ["data.sizes=[16, 24, 32]", "diffusion.log_snr_min=null"])
+    assert config.data.sizes == [16, 24, 32] and config.diffusion.log_snr_min is None
+
+
+MISTAKES = [
+    ("nonsense: {}", "unknown section 'nonsense'"),
+    ("train: {stepz: 1}", "unknown key train.stepz"),
+    ("train: 3", "train: must be a section"),
+    ("stages: {decodr: {}}", "unknown stage 'decodr'"),
+    ("stages: [decoder]", "stages must hold"),
+    ("stages: {decoder: 3}", "stages.decoder"),
+    ("stages: {decoder: {train: {lr: fast}}}", "train.lr: must be a number, not 'fast'"),
+    ("train: {lr: .nan}", "train.lr"),
+    ("train: {lr: .inf}", "train.lr"),
+    ("train: {lr: 0}", "train.lr"),
+    ("train: {steps: 1.5}", "train.steps: must be a whole number"),
+    ("train: {steps: true}", "train.steps"),
+    ("train: {steps: 99999999999}", "train.steps"),
+    ("train: {batch_size: 6, accumulate: 4}", "train.batch_size"),
+    ("train: {optimizer: sgd}", "train.optimizer"),
+    ("train: {precision: fp8}", "train.precision"),
+    ("train: {ema_decay: 1.5}", "train.ema_decay"),
+    ("data: {sizes: 32}", "data.sizes: must be a list"),
+    ("data: {sizes: [32, big, 64]}", "data.sizes[1]"),
+    ("data: {sizes: [64, 48, 32]}", "data.sizes"),
+    ("data: {sizes: [32, 64, 128]}", "data.sizes"),
+    ("data: {channels: 2}", "data.channels"),
+    ("data: {digits: 7}", "data.digits"),
+    ("data: {digits: svhn}", "data.digits"),
+    ("data: {fps: 31}", "data.fps"),
+    ("data: {fps_range: [5, 1]}", "data.fps_range"),
+    ("data: {frame_skip: 7}", "data.frame_skip"),
+    ("data: {condition: last}", "data.condition"),
+    ("model: {attention: [7]}", "model.attention"),
+    ("model: {head_dim: 48}", "model.head_dim"),
+    ("diffusion: {prediction_type: noise}", "diffusion.prediction_type"),
+    ("diffusion: {prediction_type: epsilon}", "diffusion.log_snr_min: -20"),
+    ("diffusion: {loss: l1}", "diffusion.loss"),
+    ("sample: {sampler: euler}", "sample.sampler"),
+    ("sample: {steps: 0}", "sample.steps"),
+    ("- train", "must hold sections"),
+    ("train: {steps: [", "not plain YAML"),
+    ("train: {steps: !!python/object/apply:os.getpid []}", "not plain YAML"),
+]
+
+
+@pytest.mark.parametrize("text, named", MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_a_mistake_is_named(write, text, named):
+    with pytest.raises(MavliteError) as error:
+        load_config(write(text), "decoder")
+    message = str(error.value)
+    assert named in message and "config.yaml" in message and "\n" not in message
+
+
+def test_epsilon_with_a_truncated_schedule_is_accepted(write):
+    path = write("diffusion: {prediction_type: epsilon, log_snr_min: -20}")
+    assert load_config(path, "decoder").diffusion.log_snr_min == -20
+
+
+def test_clip_has_no_model_section(write):
+    with pytest.raises(MavliteError, match="section clip"):
+        load_config(write("stages: {clip: {model: {blocks: 1}}}"), "clip")
+
+
+def test_an_unknown_stage_and_a_missing_file_are_named(write, tmp_path):
+    with pytest.raises(MavliteError, match="'decoderr'.*decoder_t"):
+        load_config(write(""), "decoderr")
+    with pytest.raises(MavliteError, match="nowhere.yaml: no such"):
+        load_config(tmp_path / "nowhere.yaml", "decoder")
+
+
+@pytest.mark.parametrize("pair", ["train", "train.steps", "steps=3", "=3", ".steps=3", "train.=3", "train.steps=["])
+def test_a_malformed_override_is_shown(pair):
+    with pytest.raises(MavliteError) as error:
+        parse_overrides([pair])
+    assert f"--set {pair}" in str(error.value)
+
+
+def test_an_unknown_override_is_named(write):
+    with pytest.raises(MavliteError, match="train.stepz"):
+        load_config(write("train: {}"), "decoder", ["train.stepz=3"])
+
+
+def test_overrides_of_one_section_add_up():
+    assert parse_overrides(["train.steps=3", "train.lr=1.0"]) == {"train": {"steps": 3, "lr": 1.0}}
+
+
+def test_merging_changes_neither_mapping():
+    base, override = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    assert merge(base, override) == {"a": {"b": 3, "c": 2}}
+    assert (base, override) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})

@@ -1,0 +1,313 @@
+"""The U-Net and `inflate`: at first an inflated network is exactly its image network on every frame."""
+
+import dataclasses
+
+import pytest
+import torch
+from einops import rearrange
+
+from mavlite.clip import Clip
+from mavlite.config import UNetConfig
+from mavlite.layers import PseudoAttention3d, PseudoConv3d, ResBlock, fold
+from mavlite.stages import build_network, load_clip, load_network
+from mavlite.training import initial_network
+from mavlite.unet import UNet, inflate
+
+CONFIG = UNetConfig(channels=[16, 32], blocks=1, attention=[1], head_dim=16, patch_size=2, context_tokens=2,
+                    emb_dim=16)
+EMBED, SIZE = 16, 8
+
+
+def network(config=CONFIG, **kwargs):
+    return UNet(config, embed_dim=EMBED, **kwargs)
+
+
+def clip(frames, dtype=torch.float64, b=2):
+    """A noisy clip (b 1 f h w) and its conditions."""
+    conditions = {"t": torch.rand(b, dtype=dtype), "image_embeds": torch.randn(b, EMBED, dtype=dtype),
+                  "drop": torch.arange(b) % 2 == 1}
+    return torch.randn(b, 1, frames, SIZE, SIZE, dtype=dtype), conditions
+
+
+def numbers(dtype=torch.float64, b=2):
+    return 3 * torch.randn(b, dtype=dtype)
+
+
+@torch.no_grad()
+def frame_by_frame(image, x, **conditions):
+    """What an image network computes for a clip's frames, folded into the batch."""
+    f = x.shape[2]
+    repeated = {name: value.repeat_interleave(f, dim=0) for name, value in conditions.items()}
+    y = image(rearrange(x, "b c f h w -> (b f) c h w"), **repeated)
+    return rearrange(y, "(b f) c h w -> b c f h w", f=f)
+
+
+def error(actual, expected):
+    """The largest difference, in units of the largest output."""
+    assert actual.shape == expected.shape and expected.abs().max() > 1e-3
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture
+def image(randomise):
+    return randomise(network())
+
+
+@pytest.fixture
+def video(image):
+    return inflate(image, network(temporal=True, scalars=("fps",))).double()
+
+
+# --- inflation
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("frames", [1, 8, 16, 76])
+@torch.no_grad()
+def test_an_inflated_network_is_its_image_network_on_every_frame(image, frames, dtype, tolerance):
+    video = inflate(image, network(temporal=True, scalars=("fps",))).to(dtype)
+    x, conditions = clip(frames, dtype)
+    expected = frame_by_frame(image.to(dtype), x, **conditions)
+    assert error(video(x, fps=numbers(dtype), **conditions), expected) <= tolerance
+
+
+@torch.no_grad()
+def test_an_inflated_network_still_takes_images(image, video):
+    x, conditions = clip(3)
+    assert error(video(x[:, :, 0], fps=numbers(), **conditions), image.double()(x[:, :, 0], **conditions)) <= 1e-10
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@torch.no_grad()
+def test_new_input_channels_and_scalars_start_without_a_say(image, randomise, dtype, tolerance):
+    video = randomise(inflate(image, network(temporal=True, scalars=("fps",))))
+    wider = inflate(video, network(temporal=True, scalars=("fps", "frame_skip"), concat_channels=2)).to(dtype)
+    x, conditions = clip(8, dtype)
+    conditions["fps"] = numbers(dtype)
+    actual = wider(x, concat=5 * torch.randn(2, 2, 8, SIZE, SIZE, dtype=dtype), frame_skip=numbers(dtype), **conditions)
+    assert error(actual, video.to(dtype)(x, **conditions)) <= tolerance
+
+
+@torch.no_grad()
+def test_an_image_network_inflates_straight_into_the_interpolation_network(image):
+    wider = inflate(image, network(temporal=True, scalars=("fps", "frame_skip"), concat_channels=2)).double()
+    x, conditions = clip(8)
+    actual = wider(x, concat=5 * torch.randn(2, 2, 8, SIZE, SIZE, dtype=torch.float64), fps=numbers(),
+                   frame_skip=numbers(), **conditions)
+    assert error(actual, frame_by_frame(image.double(), x, **conditions)) <= 1e-10
+
+
+@torch.no_grad()
+def test_a_network_with_learned_variance_inflates(randomise):
+    image = randomise(network(learned_variance=True))
+    video = inflate(image, network(temporal=True, learned_variance=True)).double()
+    x, conditions = clip(4)
+    actual = video(x, **conditions)
+    assert actual.shape[1] == 2
+    assert error(actual, frame_by_frame(image.double(), x, **conditions)) <= 1e-10
+
+
+def test_inflation_leaves_the_source_as_it_was(image):
+    before = {name: value.clone() for name, value in image.state_dict().items()}
+    video = inflate(image, network(temporal=True))
+    with torch.no_grad():
+        for p in video.parameters():
+            p.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in image.state_dict().items())
+
+
+@pytest.mark.parametrize("target", [
+    {"config": dataclasses.replace(CONFIG, channels=[16, 48])},
+    {"config": dataclasses.replace(CONFIG, blocks=2, attention=[])},
+    {"learned_variance": True},
+    {"in_channels": 3},
+], ids=["wider", "no attention", "learned variance", "colour"])
+def test_inflation_refuses_what_does_not_fit(image, target):
+    with pytest.raises(ValueError, match="cannot inflate"):
+        inflate(image, network(**{"temporal": True, **target}))
+
+
+@pytest.mark.parametrize("stage", ["decoder_t", "sr_l_t"])
+@torch.no_grad()
+def test_a_trained_image_stage_inflates_exactly(smoke_weights, smoke_config, stage):
+    config = smoke_config(stage)
+    c = load_clip(smoke_weights, config)
+    video, origin = initial_network(config, c, smoke_weights, None)
+    source = {"decoder_t": "decoder", "sr_l_t": "sr_l"}[stage]
+    image = load_network(smoke_weights, source, c)[0]
+    assert source in origin and "inflated" in origin
+    x, own = torch.randn(2, 1, 8, 24, 24), {}
+    conditions = {"t": torch.rand(2)}
+    if stage == "decoder_t":
+        conditions["image_embeds"], own["fps"] = torch.randn(2, c.embed_dim), torch.randn(2)
+    else:
+        conditions["concat"], conditions["noise_level"] = torch.randn_like(x), torch.rand(2)
+    folded = {name: rearrange(value, "b c f h w -> (b f) c h w") if value.ndim == 5 else value.repeat_interleave(8, 0)
+              for name, value in conditions.items()}
+    expected = rearrange(image(fold(x)[0], **folded), "(b f) c h w -> b c f h w", f=8)
+    assert error(video(x, **conditions, **own), expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_the_trained_video_decoder_becomes_the_interpolation_network(smoke_weights, smoke_config):
+    config = smoke_config("interpolation")
+    c = load_clip(smoke_weights, config)
+    wider, _ = initial_network(config, c, smoke_weights, None)
+    video = load_network(smoke_weights, "decoder_t", c)[0]
+    x, fps = torch.randn(2, 1, 8, 16, 16), torch.randn(2)
+    conditions = {"t": torch.rand(2), "image_embeds": torch.randn(2, c.embed_dim), "fps": fps}
+    actual = wider(x, concat=torch.randn(2, 2, 8, 16, 16), frame_skip=torch.randn(2), **conditions)
+    assert error(actual, video(x, **conditions)) <= 1e-5
+
+
+@pytest.mark.parametrize("channels, inputs", [(1, 1 + 2), (3, 3 + 4)])
+def test_interpolation_reads_the_clip_the_masked_frames_and_the_mask(smoke_config, channels, inputs):
+    config = smoke_config("interpolation", [f"data.channels={channels}"])
+    built = build_network(config, Clip(config.clip))
+    assert built.conv_in.spatial.in_channels == inputs * config.model.patch_size**2
+
+
+# --- time
+
+@torch.no_grad()
+def influence(network, x, sample, frame, **conditions):
+    """How far each output frame moves when one input frame changes: (b, f)."""
+    changed = x.clone()
+    changed[sample, :, frame] += 1
+    return (network(changed, **conditions) - network(x, **conditions)).abs().amax(dim=(1, 3, 4))
+
+
+def take_a_step(network, x, **conditions):
+    """One optimiser step on a loss that reads all frames but the first."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    network(x, **conditions)[:, :, 1:].square().mean().backward()
+    optimizer.step()
+
+
+def test_before_training_no_frame_touches_another(video):
+    x, conditions = clip(6)
+    moved = influence(video, x, 0, 2, fps=numbers(), **conditions) > 1e-12
+    assert moved.tolist() == [[frame == 2 for frame in range(6)], [False] * 6]
+
+
+def test_one_step_makes_time_mix_but_not_samples(video):
+    x, conditions = clip(6)
+    conditions["fps"] = numbers()
+    take_a_step(video, x, **conditions)
+    moved = influence(video, x, 0, 0, **conditions)
+    assert (moved[0] > 1e-6).all() and (moved[1] == 0).all()
+
+
+def test_time_mixes_through_the_convolutions_alone(randomise):
+    config = dataclasses.replace(CONFIG, attention=[])
+    video = inflate(randomise(network(config)), network(config, temporal=True)).double()
+    x, conditions = clip(20)
+    take_a_step(video, x, **conditions)
+    moved = influence(video, x, 0, 0, **conditions)[0]
+    reach = sum(isinstance(module, PseudoConv3d) for module in video.modules())      # one frame each
+    assert (moved[1:4] > 1e-8).all() and reach < 19 and (moved[reach + 1:] == 0).all()
+
+
+def test_time_mixes_through_attention_alone(video):
+    for module in video.modules():
+        if isinstance(module, PseudoConv3d):
+            module.temporal = None
+    x, conditions = clip(20)
+    conditions["fps"] = numbers()
+    take_a_step(video, x, **conditions)
+    moved = influence(video, x, 0, 0, **conditions)
+    assert (moved[0] > 1e-8).all() and (moved[1] == 0).all()
+
+
+def test_all_weights_of_an_inflated_network_train_on(video):
+    assert all(p.requires_grad for p in video.parameters())
+    before = {name: p.detach().clone() for name, p in video.named_parameters()}
+    x, conditions = clip(4)
+    take_a_step(video, x, fps=numbers(), **conditions)
+    still = {name for name, p in video.named_parameters() if torch.equal(p, before[name])}
+    # Behind a zero at first: they begin to move with the second step.
+    late = [name for name in still if not ("temporal_" in name or name.startswith("scalar_embeddings"))]
+    assert late == []
+
+
+# --- conditions
+
+@torch.no_grad()
+def test_drop_hides_the_embedding_of_its_sample_and_nothing_else(video, randomise):
+    randomise(video)
+    x, conditions = clip(3)
+    conditions["fps"] = numbers()
+    hidden = torch.tensor([True, False])
+    y = video(x, **conditions | {"drop": hidden})
+    other = video(x, **conditions | {"drop": hidden, "image_embeds": torch.randn(2, EMBED, dtype=torch.float64)})
+    plain = video(x, **conditions | {"drop": None})
+    assert error(other[:1], y[:1]) <= 1e-12 and error(other[1:], y[1:]) > 1e-3
+    assert error(plain[1:], y[1:]) <= 1e-12 and error(plain[:1], y[:1]) > 1e-3
+    faster = video(x, **conditions | {"drop": hidden, "fps": conditions["fps"] + 1})
+    assert error(faster[:1], y[:1]) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["t", "image_embeds", "fps", "concat"])
+@torch.no_grad()
+def test_every_condition_is_read(randomise, name):
+    net = randomise(network(temporal=True, scalars=("fps",), concat_channels=1)).double()
+    x, conditions = clip(3)
+    conditions |= {"fps": numbers(), "concat": torch.randn_like(x), "drop": None}
+    changed = conditions | {name: conditions[name].flip(0)}
+    assert error(net(x, **changed), net(x, **conditions)) > 1e-4
+
+
+@torch.no_grad()
+def test_the_embedding_is_read_through_attention_and_through_scale_and_shift(image):
+    x, conditions = clip(1, torch.float32)
+    conditions |= {"drop": None}
+    other = conditions | {"image_embeds": conditions["image_embeds"].flip(0)}
+    for silent in (image.embed[-1].weight, image.to_context["32"].weight):
+        kept = silent.clone()
+        silent.zero_()
+        assert error(image(x[:, :, 0], **other), image(x[:, :, 0], **conditions)) > 1e-4
+        silent.copy_(kept)
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (6, 8)])
+def test_a_frame_size_that_does_not_fit_is_refused(image, shape):
+    with pytest.raises(ValueError, match=f"{shape[0]}x{shape[1]} is not a multiple of 4"):
+        image(torch.zeros(1, 1, *shape), torch.zeros(1), image_embeds=torch.zeros(1, EMBED))
+
+
+@pytest.mark.parametrize("scalars", [{}, {"fps": torch.zeros(2), "frame_skip": torch.zeros(2)},
+                                     {"frame_rate": torch.zeros(2)}], ids=["none", "too many", "another"])
+def test_wrong_scalars_are_refused(video, scalars):
+    x, conditions = clip(2)
+    with pytest.raises(ValueError, match="expected"):
+        video(x, **conditions, **scalars)
+
+
+@torch.no_grad()
+def test_frames_need_not_be_square(image):
+    y = image(torch.randn(2, 1, 8, 12), torch.rand(2), image_embeds=torch.randn(2, EMBED))
+    assert y.shape == (2, 1, 8, 12)
+
+
+@torch.no_grad()
+def test_patches_go_back_where_they_came_from(image):
+    x = torch.randn(2, 3, 4, 8, 12)
+    assert torch.equal(image._from_patches(image._to_patches(x)), x)
+    assert torch.equal(image._from_patches(image._to_patches(x[:, :, 0])), x[:, :, 0])
+
+
+@torch.no_grad()
+def test_activations_stay_channels_last_and_fold_without_a_copy(image):
+    video = inflate(image, network(temporal=True)).to(memory_format=torch.channels_last)
+    seen = []
+
+    def look(module, inputs, output):
+        folded = fold(output)[0]
+        seen.append(folded.data_ptr() == output.data_ptr()
+                    and folded.is_contiguous(memory_format=torch.channels_last))
+
+    for module in video.modules():
+        if isinstance(module, (PseudoConv3d, PseudoAttention3d, ResBlock)):
+            module.register_forward_hook(look)
+    x, conditions = clip(4, torch.float32)
+    video(x, **conditions)
+    assert len(seen) > 15 and all(seen)
