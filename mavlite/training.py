@@ -195,9 +195,10 @@ class Trainer:
             total += loss.detach() / self.train.accumulate
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.grad_clip)
-        loss, norm = torch.stack([total.double(), norm.double()]).tolist()           # the step's one wait
+        total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        loss, norm = torch.stack([total.double(), total_norm.double()]).tolist()     # the step's one wait
         self._require_finite(loss, norm)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.grad_clip, total_norm)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()

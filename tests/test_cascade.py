@@ -1,11 +1,19 @@
-"""Each stage as a function: noise, windows, shared noise and chunks, with stub networks where they tell more."""
+"""Each stage as a function: noise, windows, shared noise, with stub networks where they tell more."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from mavlite.cascade import Noise, run_decoder_t, run_interpolation, run_prior, run_super_resolution, window_starts
+from mavlite.cascade import (
+    Noise,
+    run_decoder_t,
+    run_interpolation,
+    run_prior,
+    run_super_resolution,
+    window_starts,
+)
 from mavlite.config import SampleConfig, load_config
 from mavlite.stages import build_network
 
@@ -48,7 +56,7 @@ def test_windows_cover_all_keys_and_share_ends(k, skip):
     per_window = min(15 // skip + 1, k)
     starts = window_starts(k, per_window)
     assert starts[0] == 0 and starts[-1] == k - per_window
-    assert all(0 < b - a <= per_window - 1 for a, b in zip(starts, starts[1:]))      # neighbours share a key at least
+    assert all(0 < b - a <= per_window - 1 for a, b in pairwise(starts))           # they share a key
     assert {start + i for start in starts for i in range(per_window)} == set(range(k))
 
 
@@ -61,16 +69,21 @@ def interpolation_config(num_frames):
                                                 "diffusion.prediction_type=sample"])
 
 
-@pytest.mark.parametrize("k, skip, num_frames", [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12), (5, 1, 8)])
+WINDOWS = [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12)]              # keys, skip, trained length
+
+
+@pytest.mark.parametrize("k, skip, num_frames", [*WINDOWS, (5, 1, 8)])
 def test_key_frames_are_copied_through(k, skip, num_frames):
     keys = random(2, 3, k, 4, 4)
-    video = run_interpolation(lambda x, t, **conditions: torch.zeros_like(x), interpolation_config(num_frames), noise(),
-                              keys, random(2, 5), 6.0, skip)
+    def zeros(x, t, **conditions):
+        return torch.zeros_like(x)
+    video = run_interpolation(zeros, interpolation_config(num_frames), noise(), keys,
+                              random(2, 5), 6.0, skip)
     assert video.shape == (2, 3, (k - 1) * skip + 1, 4, 4)
     assert torch.equal(video[:, :, ::skip], keys)
 
 
-@pytest.mark.parametrize("k, skip, num_frames", [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12)])
+@pytest.mark.parametrize("k, skip, num_frames", WINDOWS)
 def test_windows_come_back_to_their_place(k, skip, num_frames):
     """A video of constant speed: a window's first frame and the embedding tell all the others."""
     def ramp(x, t, *, drop, concat, image_embeds, fps, frame_skip):
@@ -84,7 +97,8 @@ def test_windows_come_back_to_their_place(k, skip, num_frames):
 
     speed = torch.tensor([0.004, -0.009])
     truth = (speed[:, None] * torch.arange((k - 1) * skip + 1)).view(2, 1, -1, 1, 1).expand(-1, -1, -1, 4, 4)
-    video = run_interpolation(ramp, interpolation_config(num_frames), noise(), truth[:, :, ::skip], speed[:, None], 6.0, skip)
+    video = run_interpolation(ramp, interpolation_config(num_frames), noise(), truth[:, :, ::skip],
+                              speed[:, None], 6.0, skip)
     torch.testing.assert_close(video, truth, atol=1e-6, rtol=0)
 
 
@@ -117,10 +131,10 @@ class Candidates:
 def test_prior_keeps_the_candidate_closer_to_the_text():
     text = random(2, 4)
     near, far = text + 0.1 * random(2, 4, seed=1), -text
-    candidates = torch.stack([near[0], far[1], far[0], near[1]])                     # video 0: first, video 1: second
+    candidates = torch.stack([near[0], far[1], far[0], near[1]])     # video 0's first, video 1's second
     embeds = run_prior(Candidates(candidates), load_config(SMOKE, "prior"), noise(), random(2, 3, 6), text)
     torch.testing.assert_close(torch.nn.functional.normalize(embeds), torch.nn.functional.normalize(near))
-    torch.testing.assert_close(embeds.norm(dim=1), torch.full((2,), 2.0))             # sqrt(4): a real one's length
+    torch.testing.assert_close(embeds.norm(dim=1), torch.full((2,), 2.0))            # a real one's: sqrt(4)
 
 
 # --- super-resolution --------------------------------------------------------------------------------------
@@ -144,78 +158,65 @@ def image_super_resolution():
     return lively("sr_h")
 
 
-def low(config, f=5):
+def low(model, f=5):
+    """Clips (2, 1, f, h, w) of the size that the network enlarges."""
+    config = model[1]
     size = config.data.sizes[1 if config.stage == "sr_h" else 0]
     return random(2, 1, f, size, size).clamp(-1, 1)
 
 
-def settings(sampler="dpmpp_2m"):
-    return SampleConfig(sampler=sampler, steps=3)
+def enlarge(model, clip, *, indices=range(2), sampler="dpmpp_2m", **options):
+    settings = SampleConfig(sampler=sampler, steps=3)
+    return run_super_resolution(*model, noise(indices), clip, settings=settings, **options)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm"])
 def test_shared_noise_makes_identical_frames_stay_identical(image_super_resolution, sampler):
-    network, config = image_super_resolution
-    still = low(config, f=1).expand(-1, -1, 4, -1, -1)
-    shared = run_super_resolution(network, config, noise(), still, settings=settings(sampler), shared_noise=True)
+    still = low(image_super_resolution, f=1).expand(-1, -1, 4, -1, -1)
+    shared = enlarge(image_super_resolution, still, sampler=sampler, shared_noise=True)
     torch.testing.assert_close(shared, shared[:, :, :1].expand_as(shared), atol=1e-5, rtol=0)
-    own = run_super_resolution(network, config, noise(), still, settings=settings(sampler))
+    own = enlarge(image_super_resolution, still, sampler=sampler)
     assert all((own[:, :, i] - own[:, :, 0]).abs().max() > 0.1 for i in (1, 2, 3))
 
 
 def test_shared_noise_still_differs_between_videos(image_super_resolution):
-    network, config = image_super_resolution
-    same = low(config)[:1].expand(2, -1, -1, -1, -1)
-    large = run_super_resolution(network, config, noise(), same, settings=settings(), shared_noise=True)
+    same = low(image_super_resolution)[:1].expand(2, -1, -1, -1, -1)
+    large = enlarge(image_super_resolution, same, shared_noise=True)
     assert (large[0] - large[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm"])
 @pytest.mark.parametrize("shared_noise", [True, False])
-def test_chunks_change_nothing(super_resolution, shared_noise, sampler):
-    network, config = super_resolution
-    whole, parts = (run_super_resolution(network, config, noise(), low(config), settings=settings(sampler),
-                                         shared_noise=shared_noise, chunk=chunk) for chunk in (None, 3))
+def test_clips_come_out_at_the_size_of_the_stage(super_resolution, shared_noise):
+    large = enlarge(super_resolution, low(super_resolution), shared_noise=shared_noise)
+    config = super_resolution[1]
     size = config.data.sizes[2 if config.stage == "sr_h" else 1]
-    assert whole.shape == (2, 1, 5, size, size)
-    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
-
-
-def changed_frames(network, config):
-    """Which output frames (f,) change when the input's third does."""
-    clip = low(config)
-    other = clip.clone()
-    other[:, :, 2] = -other[:, :, 2]
-    a, b = (run_super_resolution(network, config, noise(), x, settings=settings(), shared_noise=True) for x in (clip, other))
-    return ((a - b).abs().amax(dim=(0, 1, 3, 4)) > 1e-4).tolist()
+    assert large.shape == (2, 1, 5, size, size) and large.abs().max() <= 1
 
 
 def test_only_a_video_network_looks_at_other_frames(super_resolution):
-    network, config = super_resolution
-    assert changed_frames(network, config) == ([False, False, True, False, False] if config.stage == "sr_h" else [True] * 5)
+    clip = low(super_resolution)
+    other = clip.clone()
+    other[:, :, 2] = -other[:, :, 2]
+    a, b = (enlarge(super_resolution, x, shared_noise=True) for x in (clip, other))
+    changed = ((a - b).abs().amax(dim=(0, 1, 3, 4)) > 1e-4).tolist()
+    assert changed == [super_resolution[1].stage == "sr_l_t" or frame == 2 for frame in range(5)]
 
 
-def test_an_image_is_a_clip_of_one_frame(super_resolution):
-    network, config = super_resolution
-    clip = low(config, f=1)
-    image = run_super_resolution(network, config, noise(), clip[:, :, 0], settings=settings())
-    if config.stage == "sr_h":                               # a video network's temporal layers act on clips only
-        torch.testing.assert_close(run_super_resolution(network, config, noise(), clip, settings=settings())[:, :, 0], image,
-                                   atol=1e-5, rtol=0)
-    assert image.shape[-1] > clip.shape[-1]
+def test_an_image_is_a_clip_of_one_frame(image_super_resolution):
+    clip = low(image_super_resolution, f=1)
+    image, large = enlarge(image_super_resolution, clip[:, :, 0]), enlarge(image_super_resolution, clip)
+    torch.testing.assert_close(large[:, :, 0], image, atol=1e-5, rtol=0)
 
 
 def test_a_video_does_not_depend_on_its_neighbours(super_resolution):
-    network, config = super_resolution
-    clip = low(config)
-    together = run_super_resolution(network, config, noise([3, 7]), clip, settings=settings())
-    alone = run_super_resolution(network, config, noise([7]), clip[1:], settings=settings())
+    clip = low(super_resolution)
+    together = enlarge(super_resolution, clip, indices=[3, 7])
+    alone = enlarge(super_resolution, clip[1:], indices=[7])
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
 
 
 def test_the_input_is_not_written_to(super_resolution):
-    network, config = super_resolution
-    clip = low(config)
+    clip = low(super_resolution)
     before = clip.clone()
-    run_super_resolution(network, config, noise(), clip, settings=settings())
+    enlarge(super_resolution, clip)
     assert torch.equal(clip, before)

@@ -12,8 +12,15 @@ import torch
 from torch import nn
 
 from mavlite import checkpoint
-from mavlite.checkpoint import (load_checkpoint, load_state, read_record, read_weights, restore, save_checkpoint,
-                                save_weights, write_folder)
+from mavlite.checkpoint import (
+    load_checkpoint,
+    load_state,
+    read_record,
+    read_weights,
+    restore,
+    save_weights,
+    write_folder,
+)
 from mavlite.config import load_config
 from mavlite.errors import MavliteError
 
@@ -22,8 +29,8 @@ CONFIG = load_config(Path(__file__).parent.parent / "configs" / "smoke.yaml", "d
 
 def state():
     generator = torch.Generator().manual_seed(0)
-    return {"layer.weight": torch.randn(3, 4, generator=generator), "layer.bias": torch.randn(3, generator=generator),
-            "count": torch.tensor([7, 8])}
+    return {"layer.weight": torch.randn(3, 4, generator=generator),
+            "layer.bias": torch.randn(3, generator=generator), "count": torch.tensor([7, 8])}
 
 
 @pytest.fixture
@@ -141,8 +148,9 @@ def test_another_stage_is_refused(folder):
     assert str(folder) in message and "'decoder'" in message and "'decoder_t'" in message
 
 
-@pytest.mark.parametrize("wrong", [{}, {"weight": torch.zeros(2, 3)}, {"weight": torch.zeros(9, 9), "bias": torch.zeros(2)},
-                                   {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)}])
+@pytest.mark.parametrize("wrong", [
+    {}, {"weight": torch.zeros(2, 3)}, {"weight": torch.zeros(9, 9), "bias": torch.zeros(2)},
+    {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)}])
 def test_weights_of_another_shape_are_refused(wrong, tmp_path):
     assert str(tmp_path) in refusal(load_state, nn.Linear(3, 2), wrong, tmp_path)
 
@@ -218,12 +226,12 @@ def trained(seed):
 
 def save_steps(run, steps, **options):
     for step in steps:
-        save_checkpoint(run, step, *trained(step), {"note": step}, **options)
+        checkpoint.save_checkpoint(run, step, *trained(step), {"note": step}, **options)
 
 
 def test_a_checkpoint_restores_everything(tmp_path):
     network, ema, optimizers = trained(1)
-    save_checkpoint(tmp_path, 7, network, ema, optimizers, {"seconds": 2.5})
+    checkpoint.save_checkpoint(tmp_path, 7, network, ema, optimizers, {"seconds": 2.5})
     other, other_ema, others = trained(2)
     tensors, saved = load_checkpoint(tmp_path)
     restore(tensors, tmp_path, other, other_ema, others)
@@ -231,9 +239,9 @@ def test_a_checkpoint_restores_everything(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters()))
     assert all(torch.equal(ema[name], other_ema[name]) for name in ema)
     for a, b in zip(optimizers, others):
-        a, b = a.state_dict(), b.state_dict()
-        assert a["param_groups"] == b["param_groups"] and a["state"].keys() == b["state"].keys()
-        assert all(torch.equal(a["state"][k][name], b["state"][k][name]) for k in a["state"] for name in a["state"][k])
+        (a, groups), (b, other_groups) = (optimizer.state_dict().values() for optimizer in (a, b))
+        assert groups == other_groups and a.keys() == b.keys()
+        assert all(torch.equal(a[k][name], b[k][name]) for k in a for name in a[k])
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -241,7 +249,8 @@ def test_the_newest_two_are_kept(tmp_path):
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000006", "step-00000008"]
 
 
-@pytest.mark.parametrize("name, content", [("state.safetensors", b"torn"), ("state.json", b"{}"), ("state.json", b"{tor")])
+@pytest.mark.parametrize("name, content", [
+    ("state.safetensors", b"torn"), ("state.json", b"{}"), ("state.json", b"{tor")])
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys, name, content):
     save_steps(tmp_path, [2, 4])
     (tmp_path / "step-00000004" / name).write_bytes(content)

@@ -24,9 +24,14 @@ def tokenizer():
     return CompactTokenizer(8)
 
 
+@pytest.fixture(scope="module")
+def shared(randomise):
+    return randomise(Clip(TINY)).requires_grad_(False)
+
+
 @pytest.fixture
-def clip(randomise):
-    return randomise(Clip(TINY)).eval()
+def clip(shared):
+    return shared.eval()
 
 
 def frames(b=4, size=16, channels=1):
@@ -194,7 +199,8 @@ def check_public(name, folder):
     save_file(model.state_dict(), path)
     clip = Clip(ClipConfig(model=name, pretrained=str(path))).eval()
     size, d = clip.image_size, clip.embed_dim
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
     x, prompts = frames(2, size, channels=3), ["a cat on a mat", "two and 4"]
     with torch.no_grad():
         image = math.sqrt(d) * model.encode_image((x - mean) / std, normalize=True)
@@ -250,10 +256,10 @@ def test_another_models_weights_are_refused(small, tmp_path):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_tag_without_network_fails_at_once(offline, tmp_path, monkeypatch):
-    import huggingface_hub.constants as constants
+    from huggingface_hub import constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     started = time.perf_counter()
-    with pytest.raises(MavliteError, match="'laion2b_s34b_b79k' is not in the local cache and cannot be downloaded"):
+    with pytest.raises(MavliteError, match="not in the local cache and cannot be downloaded"):
         Clip(ClipConfig(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
     assert time.perf_counter() - started < 1

@@ -29,7 +29,8 @@ def test_shipped_configurations_load_and_survive_json(path, stage):
 
 
 def test_a_stage_block_overrides_shared_values_and_set_overrides_both(write):
-    path = write("train: {steps: 1, batch_size: 2, lr: 0.5}\nstages: {decoder: {train: {steps: 3, lr: 0.25}}}")
+    path = write("train: {steps: 1, batch_size: 2, lr: 0.5}\n"
+                 "stages: {decoder: {train: {steps: 3, lr: 0.25}}}")
     train = load_config(path, "decoder", ["train.lr=0.125"]).train
     assert (train.steps, train.batch_size, train.lr) == (3, 2, 0.125)
     assert load_config(path, "sr_l").train.steps == 1
@@ -121,7 +122,8 @@ def test_an_unknown_stage_and_a_missing_file_are_named(write, tmp_path):
         load_config(tmp_path / "nowhere.yaml", "decoder")
 
 
-@pytest.mark.parametrize("pair", ["train", "train.steps", "steps=3", "=3", ".steps=3", "train.=3", "train.steps=["])
+@pytest.mark.parametrize("pair", ["train", "train.steps", "steps=3", "=3", ".steps=3", "train.=3",
+                                  "train.steps=["])
 def test_a_malformed_override_is_shown(pair):
     with pytest.raises(MavliteError) as error:
         parse_overrides([pair])

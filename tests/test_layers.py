@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from mavlite.layers import (ChannelNorm, PseudoAttention3d, PseudoConv3d, ResBlock, SampleNorm, ScalarEmbedding,
-                            Upsample, attend, fold, sinusoidal, unfold)
+from mavlite.layers import (ChannelNorm, PseudoAttention3d, PseudoConv3d, ResBlock, SampleNorm,
+                            ScalarEmbedding, Upsample, attend, fold, sinusoidal, unfold)
 
 
 def close(a, b, tolerance=1e-12):
@@ -82,8 +82,8 @@ def test_convolution_without_temporal_part_or_frames_is_2d(conv):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_attention_on_cpu_is_scaled_dot_product_attention(with_bias):
     q, k, v = clips(3, 2, 5, 4), clips(3, 2, 7, 4), clips(3, 2, 7, 4)
-    bias = clips(2, 5, 7) if with_bias else None
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias if bias is None else bias.expand(3, -1, -1, -1))
+    bias = clips(1, 2, 5, 7) if with_bias else None
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     assert close(attend(q, k, v, bias), expected)
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mavlite.digits import Digits, load_digits
-from mavlite.moving_mnist import (DIGIT, RANGE, SPEED, MovingMNIST, TextFramePairs, Trajectories, UnlabelledClips,
-                                  box_matrix, box_resize, canonical_positions, clearest, draw, hash_uniform, statistics)
+from mavlite.moving_mnist import (DIGIT, RANGE, SPEED, MovingMNIST, TextFramePairs, Trajectories,
+                                  UnlabelledClips, box_matrix, box_resize, canonical_positions, clearest,
+                                  draw, hash_uniform, statistics)
 from mavlite.prompts import NUMERALS, WORDS, parse_prompt
 
 
@@ -94,7 +95,7 @@ def test_speed_is_constant_and_start_uniform(noise):
     assert torch.allclose(trajectories.velocity.norm(dim=-1), torch.tensor(SPEED))
     start = trajectories.start
     assert start.min() >= 0 and start.max() < RANGE
-    assert (start.mean(dim=0) - RANGE / 2).abs().max() < 1 and trajectories.velocity.mean(dim=0).abs().max() < 2
+    assert (start.mean(dim=0) - RANGE / 2).abs().max() < 1
 
 
 def test_digits_stay_inside(noise):
@@ -158,8 +159,11 @@ def draw_reference(digits, positions):
     def hat(p):
         return (1 - (i - (p + j)).abs()).clamp(min=0)
 
-    return torch.stack([torch.stack([torch.stack([hat(y) @ digit @ hat(x).T for digit, (y, x) in zip(pair, at)]).amax(0)
-                                     for at in frames]) for pair, frames in zip(digits, positions)])
+    def frame(pair, corners):
+        return torch.stack([hat(y) @ digit @ hat(x).T for digit, (y, x) in zip(pair, corners)]).amax(dim=0)
+
+    return torch.stack([torch.stack([frame(pair, corners) for corners in frames])
+                        for pair, frames in zip(digits, positions)])
 
 
 def test_drawing_agrees_with_interpolation_matrices():
@@ -218,7 +222,7 @@ def test_the_clearest_frame_overlaps_least():
 
 def test_the_preview_chooses_a_frame_about_as_clear_as_the_clearest(glyphs):
     simulator = MovingMNIST(glyphs.images)
-    trajectories = simulator.trajectories(0, torch.arange(300))
+    trajectories = simulator.trajectories(0, torch.arange(120))
     light = simulator.condition_clip(trajectories, 64).sum(dim=(1, 3, 4)).amax(dim=1)
     chosen = simulator.clearest_frame(trajectories, 64).sum(dim=(1, 2, 3))
     shortfall = 1 - chosen / light
@@ -251,7 +255,8 @@ def test_prompts_name_the_digits_in_either_order_and_both_spellings(glyphs):
 @pytest.mark.parametrize("kind", ["pairs", "frames"])
 def test_frames_show_the_digits_that_their_labels_say(kind):
     labels = torch.arange(10).repeat(3)
-    images = (20 + 20 * labels).to(torch.uint8)[:, None, None].repeat(1, 28, 28)     # the grey level tells the digit
+    grey = (20 + 20 * labels).to(torch.uint8)                # tells the digit
+    images = grey[:, None, None].repeat(1, 28, 28)
     pairs = TextFramePairs(Digits(images, labels, "glyphs", "train"), seed=0)
     indices = range(50)
     frames = pairs.pairs(indices, 64)[0] if kind == "pairs" else pairs.frames(indices, 64)

@@ -82,8 +82,9 @@ def test_batching_equal_shapes_changes_nothing():
     shapes = [(6, 10), (6, 10), (10, 6), (6, 10), (5, 2, 3, 3)]
     start = [random(*shape, seed=k) for k, shape in enumerate(shapes)]
     gradients = [[random(*shape, seed=10 * step + k) for k, shape in enumerate(shapes)] for step in (1, 2)]
-    for batched, alone in zip(steps_of_muon(start, gradients), steps_of_muon(start, gradients, together=False)):
-        torch.testing.assert_close(batched, alone, atol=1e-12, rtol=0)
+    batched, apart = steps_of_muon(start, gradients), steps_of_muon(start, gradients, together=False)
+    for a, b in zip(batched, apart):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
 def test_parameters_without_gradient_stay():
@@ -123,7 +124,8 @@ def split(optimizer):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_every_parameter_has_one_optimizer(optimizer):
     network, shares = split(optimizer)
-    assert sorted(name for share in shares for name in share) == sorted(n for n, _ in network.named_parameters())
+    shared_out = [name for share in shares for name in share]
+    assert sorted(shared_out) == sorted(dict(network.named_parameters()))
 
 
 def test_muon_takes_hidden_matrices_only():

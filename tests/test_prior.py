@@ -11,7 +11,8 @@ WORDS, TOKEN, EMBED = 5, 12, 8
 
 @pytest.fixture
 def prior(randomise):
-    network = Prior(PriorConfig(width=16, layers=2, heads=2), embed_dim=EMBED, token_dim=TOKEN, context_length=WORDS)
+    config = PriorConfig(width=16, layers=2, heads=2)
+    network = Prior(config, embed_dim=EMBED, token_dim=TOKEN, context_length=WORDS)
     return randomise(network).double().eval().requires_grad_(False)
 
 
@@ -42,7 +43,8 @@ def test_the_prediction_depends_on_everything(prior, name):
 @pytest.mark.parametrize("name, first", [("text_embeds", WORDS), ("t", WORDS + 1), ("x", WORDS + 2)])
 def test_nothing_reads_what_comes_later(prior, name, first):
     given = inputs()
-    moved = (hidden(prior, **given | {name: given[name].flip(0)}) - hidden(prior, **given))[0].abs().amax(dim=-1)
+    changed = given | {name: given[name].flip(0)}
+    moved = (hidden(prior, **changed) - hidden(prior, **given))[0].abs().amax(dim=-1)
     assert (moved[:first] < 1e-12).all() and (moved[first:] > 1e-6).all()
 
 
@@ -57,7 +59,8 @@ def test_a_word_reads_the_words_before_it(prior):
 def test_drop_hides_the_whole_prompt_of_its_sample_alone(prior):
     given, drop = inputs(), torch.tensor([True, False, True])
     y = prior(**given, drop=drop)
-    other = prior(**given | {"tokens": given["tokens"].flip(0) + 1, "text_embeds": -given["text_embeds"]}, drop=drop)
+    another_prompt = {"tokens": given["tokens"].flip(0) + 1, "text_embeds": -given["text_embeds"]}
+    other = prior(**given | another_prompt, drop=drop)
     plain = prior(**given)
     assert (other - y)[drop].abs().max() < 1e-12 and (other - y)[1].abs().max() > 1e-4
     assert (plain - y)[1].abs().max() < 1e-12 and (plain - y)[drop].abs().amax(dim=1).min() > 1e-4

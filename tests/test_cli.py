@@ -1,0 +1,270 @@
+"""The command line: files of the right shape, and for every mistake one line and exit code 2."""
+
+import shutil
+from pathlib import Path
+
+import imageio.v3
+import numpy as np
+import pytest
+
+from mavlite import MakeAVideo
+from mavlite.checkpoint import read_record
+from mavlite.cli import main
+from mavlite.config import STAGE_NAMES
+
+SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def error_of(capsys, *arguments):
+    """What `mavlite ...` says when it refuses: checked to be one line, with exit code 2."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mavlite: error: ") and said.count("\n") == 1 and said.endswith("\n")
+    return said
+
+
+@pytest.fixture(scope="module")
+def pipe(smoke_weights):
+    return MakeAVideo.from_pretrained(smoke_weights, device="cpu")
+
+
+@pytest.fixture
+def loaded(pipe, monkeypatch):
+    """Spares the test from loading the weights again."""
+    monkeypatch.setattr(MakeAVideo, "from_pretrained", lambda *args, **kwargs: pipe)
+
+
+# --- generate ----------------------------------------------------------------------------------------------
+
+def test_one_prompt_to_every_format(smoke_weights, tmp_path, capsys):
+    paths = {suffix: tmp_path / "new" / f"clip.{suffix}" for suffix in ("mp4", "gif", "png", "npy")}
+    assert run("generate", "two and 4", "--weights", smoke_weights, "--device", "cpu",
+               "--out", *paths.values()) == 0
+    said = capsys.readouterr().out
+    assert all(f"wrote {path}" in said for path in paths.values()) and "22 frames at 18 fps" in said
+    array = np.load(paths["npy"])
+    assert array.shape == (22, 32, 32, 1) and array.dtype == np.uint8
+    assert imageio.v3.imread(paths["mp4"]).shape == (22, 256, 256, 3)
+    assert len(imageio.v3.imread(paths["gif"])) == 22
+    assert imageio.v3.imread(paths["png"]).ndim == 3
+
+
+def test_a_file_of_prompts(loaded, tmp_path):
+    (tmp_path / "prompts.txt").write_text("two and 4\n\n  7 and seven\n1 and 1\n")
+    run("generate", "--prompts", tmp_path / "prompts.txt", "--batch-size", 2, "--num-frames", 4,
+        "--out", tmp_path / "all.npy", tmp_path / "folder")
+    assert np.load(tmp_path / "all.npy").shape == (3, 4, 32, 32, 1)
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == [
+        "0000-two-and-4.mp4", "0001-7-and-seven.mp4", "0002-1-and-1.mp4"]
+
+
+def test_several_videos_of_one_prompt(loaded, tmp_path):
+    run("generate", "two and 4", "--num-videos", 2, "--num-frames", 1, "--out", tmp_path / "x.npy")
+    array = np.load(tmp_path / "x.npy")
+    assert array.shape == (2, 1, 32, 32, 1) and (array[0] != array[1]).any()
+
+
+def test_batches_do_not_change_the_videos(smoke_weights, monkeypatch, tmp_path):
+    exact = MakeAVideo.from_pretrained(smoke_weights, device="cpu", precision="fp32")
+    monkeypatch.setattr(MakeAVideo, "from_pretrained", lambda *args, **kwargs: exact)
+    for size in (1, 3):
+        run("generate", "two and 4", "--num-videos", 3, "--batch-size", size, "--num-frames", 2, "--seed", 5,
+            "--out", tmp_path / f"{size}.npy")
+    one, three = (np.load(tmp_path / f"{size}.npy").astype(int) for size in (1, 3))
+    assert abs(one - three).max() <= 1                       # of 255: rounding
+
+
+def test_options_reach_the_pipeline(pipe, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(MakeAVideo, "from_pretrained", lambda *args, **kwargs: recorder)
+
+    class Recorder:
+        networks = pipe.networks
+
+        def __call__(self, prompts, **options):
+            calls.append(options)
+            return pipe(prompts, num_frames=1)
+    recorder = Recorder()
+    run("generate", "two and 4", "--out", tmp_path / "x.png", "--fps", 12, "--num-frames", 5, "--steps", 7,
+        "--seed", 9, "--guidance-scale", 2.5, "--sampler", "ddim", "--independent-noise")
+    assert calls == [{"fps": 12.0, "num_frames": 5, "steps": 7, "seed": 9, "guidance_scale": 2.5,
+                      "sampler": "ddim", "shared_noise": False, "index": 0, "progress": True}]
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (["two and cat"], "cat"), (["two"], "two"), (["two and 4", "--fps", 0], "fps"),
+    (["two and 4", "--fps", 31], "fps"), (["two and 4", "--fps", -1], "fps"),
+    (["two and 4", "--fps", "nan"], "fps"), (["two and 4", "--num-frames", 0], "num_frames"),
+    (["two and 4", "--num-frames", 23], "num_frames"), (["two and 4", "--steps", 0], "steps"),
+    (["two and 4", "--num-videos", 0], "--num-videos"), (["two and 4", "--batch-size", 0], "--batch-size"),
+    ([], "--prompts"), (["two and 4", "--prompts", "file.txt"], "--prompts")])
+def test_impossible_wishes(loaded, capsys, tmp_path, arguments, word):
+    assert word in error_of(capsys, "generate", *arguments, "--out", tmp_path / "x.mp4")
+    assert not (tmp_path / "x.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["x.avi", "x", "file/x.mp4", "file.mp4/x.npy", "folder.gif"])
+def test_impossible_outputs(capsys, tmp_path, monkeypatch, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "file.mp4").touch()
+    (tmp_path / "folder.gif").mkdir()
+    monkeypatch.setattr(MakeAVideo, "from_pretrained", None)  # refused before any work
+    said = error_of(capsys, "generate", "two and 4", "--out", tmp_path / name)
+    assert str((tmp_path / name).parent) in said
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"])
+def test_impossible_prompt_files(capsys, tmp_path, content):
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    said = error_of(capsys, "generate", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "x.npy")
+    assert str(tmp_path / "prompts.txt") in said
+
+
+def test_missing_weights(capsys, tmp_path):
+    said = error_of(capsys, "generate", "two and 4", "--out", tmp_path / "x.mp4",
+                    "--weights", tmp_path / "none")
+    assert str(tmp_path / "none") in said
+
+
+def test_damaged_weights(capsys, tmp_path, smoke_weights):
+    weights = shutil.copytree(smoke_weights, tmp_path / "weights")
+    (weights / "prior" / "model.safetensors").write_bytes(b"<html>404</html>")
+    said = error_of(capsys, "generate", "two and 4", "--out", tmp_path / "x.mp4", "--weights", weights)
+    assert str(weights / "prior" / "model.safetensors") in said
+    assert str(weights / "prior" / "model.safetensors") in error_of(capsys, "info", "--weights", weights)
+
+
+def test_a_device_that_is_not_there(capsys, tmp_path, smoke_weights):
+    said = error_of(capsys, "generate", "two and 4", "--out", tmp_path / "x.mp4", "--weights", smoke_weights,
+                    "--device", "abacus")
+    assert "abacus" in said
+
+
+# --- train and reproduce -----------------------------------------------------------------------------------
+
+def test_train_and_resume(capsys, tmp_path):
+    train = ["train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu"]
+    assert run(*train, "--set", "train.steps=2") == 0
+    assert (tmp_path / "run" / "samples" / "last.png").exists()
+    assert "--resume" in error_of(capsys, *train)
+    assert run(*train, "--resume", "--set", "train.steps=3") == 0
+    assert read_record(tmp_path / "run" / "weights", "sr_l")["provenance"]["steps"] == 3
+
+
+def test_train_from_weights(tmp_path, smoke_weights):
+    assert run("train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu",
+               "--set", "train.steps=1", "--init-from", smoke_weights / "sr_l") == 0
+    assert read_record(tmp_path / "run" / "weights")["provenance"]["started_from"].startswith("sr_l (")
+
+
+def test_a_stage_reads_the_others_from_weights(tmp_path, smoke_weights):
+    assert run("train", "decoder_t", "--config", SMOKE, "--out", tmp_path / "run", "--weights", smoke_weights,
+               "--set", "train.steps=1", "--set", "train.sample_every=1", "--device", "cpu") == 0
+    assert (tmp_path / "run" / "samples" / "step-00000001.png").exists()
+
+
+def test_reproduce_twice_trains_once(capsys, tmp_path):
+    reproduce = ["reproduce", "--config", SMOKE, "--only", "sr_l", "sr_l_t", "--set", "train.steps=1",
+                 "--out", tmp_path / "all", "--device", "cpu"]
+    assert run(*reproduce) == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert len(files) == 6                                   # a checkpoint and two copies of the weights each
+    capsys.readouterr()
+    assert run(*reproduce) == 0
+    said = capsys.readouterr().out
+    assert "sr_l: done already" in said and "sr_l_t: done already" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == files
+
+
+@pytest.fixture
+def yaml(tmp_path):
+    def write(text):
+        (tmp_path / "config.yaml").write_text(text)
+        return tmp_path / "config.yaml"
+    return write
+
+
+@pytest.mark.parametrize("text, word", [
+    ("train: {stepz: 1}", "stepz"), ("trian: {steps: 1}", "trian"), ("train: {steps: many}", "train.steps"),
+    ("train: {steps: 0}", "train.steps"), ("stages: {sr_x: {}}", "sr_x"), ("train: [", "config.yaml"),
+    ("", "config.yaml"), ("data: {digits: letters}", "letters")])
+def test_impossible_configurations(capsys, tmp_path, yaml, text, word):
+    for command in (["train", "sr_l"], ["reproduce"]):
+        assert word in error_of(capsys, *command, "--config", yaml(text), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("override", [
+    "nonsense", "train.steps", "steps=3", "train.stepz=3", "train.steps=[", "train.steps=x"])
+def test_impossible_overrides(capsys, tmp_path, override):
+    said = error_of(capsys, "train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--set", override)
+    assert override.split("=")[0] in said and not (tmp_path / "run").exists()
+
+
+def test_a_missing_configuration(capsys, tmp_path):
+    said = error_of(capsys, "train", "sr_l", "--config", tmp_path / "none.yaml", "--out", tmp_path / "run")
+    assert str(tmp_path / "none.yaml") in said
+
+
+def test_an_unknown_stage(capsys, tmp_path):
+    said = error_of(capsys, "train", "encoder", "--config", SMOKE, "--out", tmp_path / "run")
+    assert "encoder" in said and all(stage in said for stage in STAGE_NAMES)
+    assert "encoder" in error_of(capsys, "reproduce", "--config", SMOKE, "--out", tmp_path / "run",
+                                 "--only", "encoder")
+
+
+def test_a_run_folder_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file" / "run") in error_of(
+        capsys, "train", "sr_l", "--config", SMOKE, "--out", tmp_path / "file" / "run", "--device", "cpu")
+
+
+def test_training_without_the_weights_it_needs(capsys, tmp_path):
+    said = error_of(capsys, "train", "decoder", "--config", SMOKE, "--out", tmp_path / "run",
+                    "--weights", tmp_path)
+    assert str(tmp_path / "clip") in said
+
+
+def test_init_from_nothing(capsys, tmp_path):
+    said = error_of(capsys, "train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run",
+                    "--init-from", tmp_path / "none")
+    assert str(tmp_path / "none") in said
+
+
+# --- the rest ----------------------------------------------------------------------------------------------
+
+def test_info_tells_of_every_stage(smoke_weights, capsys):
+    assert run("info", "--weights", smoke_weights) == 0
+    said = capsys.readouterr().out
+    for stage in STAGE_NAMES:
+        record = read_record(smoke_weights / stage)
+        line = next(line for line in said.splitlines() if line.startswith(stage + " "))
+        assert record["sha256"][:12] in line and f"{record['parameters']:,}" in line
+        assert "4 steps of 4" in line
+
+
+def test_info_without_weights(capsys, tmp_path):
+    assert str(tmp_path) in error_of(capsys, "info", "--weights", tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["generate", "two and 4"], ["train", "sr_l"],
+                                       ["generate", "two and 4", "--out", "x.mp4", "--fps", "fast"],
+                                       ["generate", "two and 4", "--out", "x.mp4", "--sampler", "euler"]])
+def test_mistakes_that_argparse_finds_also_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2 and "usage: mavlite" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_traceback(loaded, monkeypatch, capsys, tmp_path):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("mavlite.generate.generate_files", interrupt)
+    assert run("generate", "two and 4", "--out", tmp_path / "x.mp4") == 130
+    assert capsys.readouterr().err == "mavlite: stopped\n"

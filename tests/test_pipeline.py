@@ -1,0 +1,238 @@
+"""The whole cascade with smoke weights: 8 key frames of 16 px, skip 3, so 22 frames; then 24 and 32 px."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from mavlite import MakeAVideo, MavliteError
+
+PROMPTS = ["two and 4", "7 and seven"]
+
+
+@pytest.fixture(scope="module")
+def pipe(smoke_weights):
+    return MakeAVideo.from_pretrained(smoke_weights, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def video(pipe):
+    return pipe(PROMPTS, seed=0)
+
+
+@pytest.fixture
+def weights(smoke_weights, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(smoke_weights, tmp_path / "weights")
+
+
+def refusal(function, *args, **options):
+    with pytest.raises(MavliteError) as caught:
+        function(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def close(a, b):
+    """Equal up to rounding, which one step of a cascade may pass on to the next."""
+    torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+
+
+def differ(a, b):
+    return (a.frames - b.frames).abs().max() > 1e-2
+
+
+@pytest.fixture
+def batches(pipe):
+    """stage -> the batch size of each of its network's evaluations."""
+    seen = {stage: [] for stage in pipe.configs}
+    hooks = []
+    for stage, sizes in seen.items():
+        def note(network, args, sizes=sizes):
+            sizes.append(len(args[0]))
+        hooks.append(pipe.networks[stage].register_forward_pre_hook(note))
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+def test_videos_have_the_promised_shape_range_and_rate(video):
+    assert video.frames.shape == (2, 1, 22, 32, 32) and video.frames.dtype == torch.float32
+    assert video.frames.min() >= 0 and video.frames.max() <= 1 and video.frames.std() > 0.01
+    assert video.fps == 6 * 3 and video.prompts == PROMPTS
+
+
+def test_every_intermediate_is_there(video):
+    assert {name: tuple(x.shape) for name, x in video.stages.items()} == {
+        "text_embeds": (2, 16), "image_embeds": (2, 16), "decoder_t": (2, 1, 8, 16, 16),
+        "interpolation": (2, 1, 22, 16, 16), "sr_l_t": (2, 1, 22, 24, 24), "sr_h": (2, 1, 22, 32, 32)}
+    assert torch.equal(video.stages["sr_h"], video.frames)
+    assert list(video.seconds) == ["clip", "prior", "decoder_t", "interpolation", "sr_l_t", "sr_h"]
+
+
+def test_embeddings_have_a_real_ones_length(video):
+    for name in ("text_embeds", "image_embeds"):
+        torch.testing.assert_close(video.stages[name].norm(dim=1), torch.full((2,), 4.0))
+
+
+def test_key_frames_are_in_the_video(video):
+    assert torch.equal(video.stages["interpolation"][:, :, ::3], video.stages["decoder_t"])
+
+
+def test_one_frame_is_the_image_cascade(pipe):
+    image = pipe(PROMPTS, num_frames=1)
+    assert image.frames.shape == (2, 1, 1, 32, 32)
+    assert {name: tuple(x.shape[1:]) for name, x in image.stages.items()} == {
+        "text_embeds": (16,), "image_embeds": (16,),
+        "decoder": (1, 16, 16), "sr_l": (1, 24, 24), "sr_h": (1, 32, 32)}
+
+
+@pytest.mark.parametrize("num_frames", [2, 8, 19, 22])
+def test_a_shorter_video_is_the_beginning(pipe, video, num_frames):
+    short = pipe(PROMPTS, seed=0, num_frames=num_frames)
+    assert short.frames.shape[2] == num_frames
+    for stage in ("interpolation", "sr_l_t", "sr_h"):
+        close(short.stages[stage], video.stages[stage][:, :, :num_frames])
+
+
+def test_the_rate_follows_fps(pipe):
+    assert pipe(PROMPTS[0], fps=10, num_frames=2).fps == 30
+
+
+# --- randomness --------------------------------------------------------------------------------------------
+
+def test_the_same_call_gives_the_same_bytes(pipe, video):
+    assert torch.equal(pipe(PROMPTS, seed=0).frames, video.frames)
+
+
+def test_global_random_state_is_neither_read_nor_written(pipe):
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    a, b = (pipe(PROMPTS, seed=0, sampler="ddpm", num_frames=2) for _ in range(2))
+    assert torch.equal(a.frames, b.frames)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_video_does_not_depend_on_its_batch(pipe, video):
+    for i, prompt in enumerate(PROMPTS):
+        alone = pipe([prompt], seed=0, index=i)              # video i draws from (seed, index + i)
+        for stage, x in alone.stages.items():
+            close(x, video.stages[stage][i:i + 1])
+
+
+def test_seed_and_index_make_another_video(pipe, video):
+    assert differ(pipe(PROMPTS, seed=1), video)
+    assert differ(pipe(PROMPTS, seed=0, index=2), video)
+    same = pipe([PROMPTS[0]] * 2)
+    assert differ(same[0], same[1])
+
+
+def test_independent_noise_changes_the_last_stage_only(pipe, video):
+    other = pipe(PROMPTS, seed=0, shared_noise=False)
+    assert torch.equal(other.stages["sr_l_t"], video.stages["sr_l_t"]) and differ(other, video)
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+def test_steps_for_all_stages(pipe, batches):
+    pipe(PROMPTS[0], steps=3)
+    assert {stage: len(sizes) for stage, sizes in batches.items()} == {
+        "prior": 3, "decoder": 0, "decoder_t": 3, "interpolation": 3, "sr_l": 0, "sr_l_t": 3, "sr_h": 3}
+
+
+def test_steps_for_one_stage(pipe, batches):
+    pipe(PROMPTS[0], steps={"decoder_t": 5})
+    assert len(batches["decoder_t"]) == 5 and len(batches["sr_h"]) == len(batches["prior"]) == 2
+
+
+def test_guidance_doubles_the_batch_of_conditional_stages_only(pipe, batches):
+    pipe(PROMPTS[0], guidance_scale=1)
+    plain = {stage: sizes[:] for stage, sizes in batches.items()}
+    pipe(PROMPTS[0], guidance_scale={"decoder_t": 3})
+    assert batches["decoder_t"][2:] == [2 * n for n in plain["decoder_t"]]
+    assert batches["sr_l_t"][2:] == plain["sr_l_t"] and batches["sr_h"][2:] == plain["sr_h"]
+
+
+@pytest.mark.parametrize("stage, output", [("prior", "image_embeds"), ("decoder_t", "decoder_t")])
+def test_guidance_matters(pipe, stage, output):
+    a, b = (pipe(PROMPTS, guidance_scale={stage: scale}, num_frames=2).stages[output] for scale in (1.0, 3.0))
+    assert (a - b).abs().max() > 1e-4                        # little: the weights have seen four steps
+
+
+def test_samplers_matter(pipe):
+    assert differ(*(pipe(PROMPTS, sampler=sampler, num_frames=2) for sampler in ("ddpm", "ddim")))
+
+
+def test_text_is_read_once(pipe, monkeypatch):
+    clip, calls = pipe.networks["clip"], []
+    real = clip.text
+    monkeypatch.setattr(clip, "text", lambda prompts: calls.append(prompts) or real(prompts), raising=False)
+    pipe(PROMPTS)
+    assert calls == [PROMPTS]
+
+
+def test_networks_are_frozen_in_eval_mode(pipe):
+    for network in pipe.networks.values():
+        assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options, word", [
+    ({"fps": 0}, "fps"), ({"fps": -1}, "fps"), ({"fps": 31}, "fps"), ({"fps": float("nan")}, "fps"),
+    ({"num_frames": 0}, "num_frames"), ({"num_frames": -3}, "num_frames"), ({"num_frames": 23}, "num_frames"),
+    ({"steps": 0}, "steps"), ({"sampler": "euler"}, "sampler"), ({"guidance_scale": -1}, "guidance")])
+def test_what_was_not_trained_is_refused(pipe, options, word):
+    assert word in refusal(pipe, PROMPTS[0], **options)
+
+
+@pytest.mark.parametrize("prompt", [
+    "two and cat", "two", "", "2 and 4 and 5 and 6 and 7", ["2 and 4", "2 or 4"], []])
+def test_what_is_no_prompt_is_refused(pipe, prompt):
+    assert "prompt" in refusal(pipe, prompt)
+
+
+def test_refused_prompts_start_no_work(pipe, batches):
+    refusal(pipe, "two and cat")
+    assert not any(batches.values())
+
+
+@pytest.mark.parametrize("stage", ["clip", "decoder_t", "sr_h"])
+def test_a_missing_stage_is_named(weights, stage):
+    shutil.rmtree(weights / stage)
+    assert str(weights / stage) in refusal(MakeAVideo.from_pretrained, weights)
+
+
+@pytest.mark.parametrize("stage", ["clip", "interpolation"])
+def test_damaged_weights_are_named(weights, stage):
+    path = weights / stage / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+    assert str(path) in refusal(MakeAVideo.from_pretrained, weights)
+
+
+def test_weights_of_another_stage_are_named(weights):
+    shutil.rmtree(weights / "sr_l")
+    shutil.copytree(weights / "sr_h", weights / "sr_l")
+    assert str(weights / "sr_l") in refusal(MakeAVideo.from_pretrained, weights)
+
+
+def test_weights_of_another_size_are_named(weights):
+    path = weights / "sr_h" / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["data"]["sizes"] = [16, 24, 40]
+    path.write_text(json.dumps(record))
+    assert str(weights / "sr_h") in refusal(MakeAVideo.from_pretrained, weights)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./missing", "missing", "nobody/nothing"])
+def test_missing_sources_are_named(source):                  # the last could be on the Hub, without network
+    assert source in refusal(MakeAVideo.from_pretrained, source)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    assert str(tmp_path) in refusal(MakeAVideo.from_pretrained, tmp_path)

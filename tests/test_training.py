@@ -1,0 +1,321 @@
+"""The trainer: it learns, it goes on exactly where it stopped, and it says why when it stops."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from mavlite import training
+from mavlite.checkpoint import checkpoints, load_checkpoint, read_record, read_weights
+from mavlite.config import STAGE_NAMES
+from mavlite.errors import MavliteError
+from mavlite.objectives import Batch, Draws
+from mavlite.previews import save_preview
+from mavlite.training import Trainer
+
+
+@pytest.fixture
+def trainer(smoke_config, smoke_weights, tmp_path):
+    """trainer(stage, *overrides, run="run", ...): a Trainer of the smoke configuration, fp32 on the CPU."""
+    def make(stage, *overrides, run="run", **options):
+        config = smoke_config(stage, ["train.precision=fp32", *overrides])
+        return Trainer(config, tmp_path / run, **{"weights": smoke_weights, "device": "cpu", **options})
+    return make
+
+
+def train(trainer, until=math.inf):
+    """Train on to the step `until`, or to the end; returns the reports."""
+    reports = []
+    for report in trainer.steps():
+        reports.append(report)
+        if report["step"] == until:
+            break
+    return reports
+
+
+def parameters(trainer):
+    return {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+
+
+def refusal(function, *args, **options):
+    with pytest.raises(MavliteError) as caught:
+        function(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+# --- learning ----------------------------------------------------------------------------------------------
+
+def always_the_first_batch(trainer):
+    """Data, noise and times of step 0, again and again."""
+    loss, first = trainer.objective.loss, Batch(0, trainer.train.batch_size)
+
+    def fixed(network, batch, draws, progress):
+        return loss(network, first, Draws(trainer.train.seed, first, trainer.device), 0.0)
+    trainer.objective.loss = fixed
+    return trainer
+
+
+@pytest.mark.parametrize("stage, steps, factor, optimizer", [
+    ("decoder", 48, 5, "adamw"), ("judge", 15, 10, "muon")])
+def test_one_batch_is_overfitted(trainer, stage, steps, factor, optimizer):
+    it = trainer(stage, f"train.steps={steps}", "train.save_every=1000", "train.lr=0.01",
+                 f"train.optimizer={optimizer}")
+    reports = train(always_the_first_batch(it))
+    assert reports[-1]["loss"] < reports[0]["loss"] / factor
+
+
+def test_steps_see_different_data(trainer):
+    losses = [report["loss"] for report in train(trainer("judge", "train.lr=1e-12", "train.muon_lr=1e-12"))]
+    assert len(set(losses)) == len(losses)
+
+
+def test_the_average_lags_behind(trainer):
+    it = trainer("decoder")
+    start = parameters(it)
+    train(it)
+    now = parameters(it)
+    assert 0 < distance(it.ema, start) < distance(now, start)
+
+
+class DrawsByIndex:
+    """Noise that depends on a sample's index alone, so that a batch may be cut into pieces."""
+
+    def __init__(self, seed, batch, device, dtype):
+        self.indices, self.dtype, self.calls = batch.indices, dtype, 0
+
+    def normal(self, *shape):
+        self.calls += 1
+        generators = [torch.Generator().manual_seed(100 * i + self.calls) for i in self.indices]
+        return torch.stack([torch.randn(shape, dtype=self.dtype, generator=g) for g in generators])
+
+    def uniform(self):
+        return self.normal().sigmoid()
+
+    times = uniform
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, monkeypatch):
+    monkeypatch.setattr(training, "Draws", DrawsByIndex)
+    whole, pieces = (trainer("decoder", "train.steps=3", "train.precision=fp64", f"train.accumulate={n}",
+                             run=str(n)) for n in (1, 4))
+    start = parameters(whole)
+    for a, b in zip(train(whole), train(pieces)):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-9)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)   # summed in fp32
+    assert distance(parameters(whole), start) > 1e-3
+    assert distance(parameters(pieces), parameters(whole)) < 1e-9
+
+
+# --- resuming ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage, precision", [
+    *((stage, "fp32") for stage in STAGE_NAMES), ("decoder_t", "bf16")])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(trainer, stage, precision):
+    precision = f"train.precision={precision}"
+    straight = trainer(stage, precision, run="straight")
+    train(straight)
+    train(trainer(stage, precision, run="resumed"), until=2)
+    resumed = trainer(stage, precision, run="resumed", resume=True)
+    assert resumed.step == 2 and resumed.origin == straight.origin
+    train(resumed)
+    a, b = load_checkpoint(straight.run)[0], load_checkpoint(resumed.run)[0]         # network, EMA, optimizer
+    assert a.keys() == b.keys() and any(name.startswith("optimizer.1.") for name in a)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_resume_starts_an_empty_run(trainer):
+    assert trainer("sr_l", resume=True).step == 0
+
+
+def test_resume_takes_the_older_checkpoint_when_the_newest_is_damaged(trainer, capsys):
+    run = trainer("sr_l").run
+    train(trainer("sr_l"))
+    (run / "step-00000004" / "state.safetensors").write_bytes(b"")
+    resumed = trainer("sr_l", resume=True)
+    assert resumed.step == 2 and "passing over a damaged checkpoint" in capsys.readouterr().out
+    train(resumed)
+    assert load_checkpoint(run)[1]["step"] == 4
+
+
+def test_a_run_can_be_prolonged(trainer):
+    train(trainer("sr_l", "train.steps=2"))
+    assert [r["step"] for r in train(trainer("sr_l", "train.steps=5", resume=True))] == [3, 4, 5]
+
+
+def test_another_run_is_not_written_over(trainer):
+    train(trainer("sr_l"))
+    message = refusal(trainer, "sr_l")
+    assert "--resume" in message and "run" in message
+
+
+@pytest.mark.parametrize("override", ["model.channels=[8, 24]", "data.seed=3", "diffusion.loss=min_snr",
+                                      "train.optimizer=adamw"])
+def test_another_configuration_is_not_resumed(trainer, override):
+    it = trainer("sr_l")
+    train(it, until=2)
+    before = (it.run / "config.json").read_bytes()
+    message = refusal(trainer, "sr_l", override, resume=True)
+    assert str(it.run) in message and override.split(".")[0] in message
+    assert (it.run / "config.json").read_bytes() == before   # a refused run is left as it was
+
+
+def test_a_run_can_go_on_in_fp16(trainer):
+    """Such as on a T4 after an A100: loss scaling then starts afresh."""
+    train(trainer("sr_l"), until=2)
+    resumed = trainer("sr_l", "train.precision=fp16", resume=True)
+    assert resumed.step == 2 and resumed.scaler.is_enabled()
+
+
+def test_the_log_has_one_header_and_no_step_twice(trainer):
+    train(trainer("sr_l"), until=3)                          # killed one step after its checkpoint
+    it = trainer("sr_l", resume=True)
+    train(it)
+    text = (it.run / "log.csv").read_text()
+    assert text.count("loss") == 1
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+
+
+def test_the_log_averages_between_its_lines(trainer):
+    it = trainer("judge", "train.log_every=2")
+    losses = [report["loss"] for report in train(it)]
+    with open(it.run / "log.csv") as file:
+        logged = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    assert logged == [(2, pytest.approx(sum(losses[:2]) / 2, rel=1e-5)),
+                      (4, pytest.approx(sum(losses[2:]) / 2, rel=1e-5))]
+
+
+# --- where weights come from -------------------------------------------------------------------------------
+
+INFLATED = [("decoder_t", "decoder"), ("interpolation", "decoder_t"), ("sr_l_t", "sr_l")]
+
+
+def test_init_from_takes_weights_and_a_fresh_optimizer(trainer, smoke_weights):
+    it = trainer("decoder", init_from=smoke_weights / "decoder")
+    given, record = read_weights(smoke_weights / "decoder")
+    assert distance(parameters(it), {name: given[name] for name in parameters(it)}) == 0
+    assert distance(it.ema, parameters(it)) == 0
+    assert it.step == 0 and it.origin == f"decoder ({record['sha256'][:12]})"
+    assert not any(optimizer.state for optimizer in it.optimizers)
+
+
+def test_init_from_refuses_another_stage(trainer, smoke_weights):
+    assert str(smoke_weights / "sr_l") in refusal(trainer, "sr_h", init_from=smoke_weights / "sr_l")
+
+
+@pytest.mark.parametrize("stage, source", INFLATED)
+def test_an_inflated_stage_starts_as_its_source_and_says_so(trainer, smoke_weights, stage, source):
+    it = trainer(stage)
+    given, record = read_weights(smoke_weights / source)
+    assert it.origin == f"{source} ({record['sha256'][:12]}), inflated"
+    now = it.network.state_dict()
+    same = [name for name in given if name != "conv_in.spatial.weight"]  # upF has more input channels
+    assert all(torch.equal(now[name], given[name]) for name in same)
+    inputs = given["conv_in.spatial.weight"].shape[1]
+    assert torch.equal(now["conv_in.spatial.weight"][:, :inputs], given["conv_in.spatial.weight"])
+    assert now["conv_in.spatial.weight"][:, inputs:].eq(0).all()
+
+
+def test_all_weights_of_an_inflated_network_go_on_training(trainer):
+    it = trainer("decoder_t")
+    start = parameters(it)
+    train(it)
+    assert [name for name, p in parameters(it).items() if torch.equal(p, start[name])] == []
+
+
+def test_a_source_of_another_size_is_refused(trainer):
+    assert "decoder" in refusal(trainer, "decoder_t", "model.channels=[8, 24]")
+
+
+@pytest.mark.parametrize("stage, needed", [("decoder", "clip"), ("sr_l_t", "sr_l")])
+def test_a_missing_stage_is_named(trainer, tmp_path, stage, needed):
+    (tmp_path / "weights").mkdir()
+    assert str(tmp_path / "weights" / needed) in refusal(trainer, stage, weights=tmp_path / "weights")
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(trainer, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refusal(trainer, "sr_l", run="file/run")
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+def test_exported_weights_are_the_average_with_their_provenance(trainer):
+    it = trainer("decoder_t")
+    train(it)
+    tensors, record = read_weights(it.export(), "decoder_t")
+    assert distance({name: tensors[name] for name in it.ema}, it.ema) == 0
+    assert distance(it.ema, parameters(it)) > 0
+    assert record["config"] == it.config.to_dict()
+    assert record["parameters"] == sum(t.numel() for t in tensors.values())
+    provenance = record["provenance"]
+    assert provenance["started_from"].startswith("decoder (")
+    assert [provenance[key] for key in ("steps", "batch_size", "precision", "seed", "digits", "torch")] == [
+        4, 4, "fp32", 0, "glyphs", torch.__version__]
+    assert provenance["hardware"] and provenance["commit"] and provenance["seconds"] >= 0
+
+
+def test_the_run_folder_says_how_it_was_configured(trainer):
+    it = trainer("sr_l", "train.lr=0.5")
+    assert json.loads((it.run / "config.json").read_text()) == it.config.to_dict()
+
+
+def test_reproduced_weights_say_what_they_were_made_from(smoke_weights):
+    records = {stage: read_record(smoke_weights / stage, stage) for stage in STAGE_NAMES}
+    origins = {stage: record["provenance"]["started_from"] for stage, record in records.items()}
+    inflated = {stage: f"{source} ({records[source]['sha256'][:12]}), inflated" for stage, source in INFLATED}
+    assert origins == {stage: "scratch" for stage in STAGE_NAMES} | inflated
+
+
+def test_a_preview_leaves_training_as_it_was(trainer, tmp_path):
+    it = trainer("sr_l_t")
+    train(it, until=2)
+    before = parameters(it)
+    save_preview(it, tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").stat().st_size > 0
+    assert distance(parameters(it), before) == 0 and it.network.training
+
+
+# --- stopping ----------------------------------------------------------------------------------------------
+
+def spoil(trainer, step, harm):
+    """From `step` on, the loss is harm(loss)."""
+    loss = trainer.objective.loss
+    trainer.objective.loss = lambda network, batch, *args: (
+        harm(loss(network, batch, *args)) if batch.step >= step else loss(network, batch, *args))
+
+
+def nan_gradient(trainer):
+    """A finite loss with a gradient that is not: 0 * d sqrt(x) at 0."""
+    p = trainer.network.conv_out.spatial.bias
+    return lambda loss: loss + 0 * (0 * p).sum().sqrt()
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_nan_stops_before_the_update(trainer, kind):
+    it = trainer("decoder")
+    spoil(it, 2, (lambda loss: loss * math.nan) if kind == "loss" else nan_gradient(it))
+    message = refusal(train, it)
+    assert "stage decoder" in message and "step 2" in message and "--resume" in message
+    if kind == "gradient":
+        assert "conv_out.spatial.bias" in message
+    tensors, state = load_checkpoint(it.run)
+    assert [p.name for p in checkpoints(it.run)] == ["step-00000002"] and state["step"] == 2
+    assert distance(parameters(it), {name: tensors[f"network.{name}"] for name in parameters(it)}) == 0
+    assert trainer("decoder", resume=True).step == 2
+
+
+def test_a_batch_that_does_not_split_is_refused(trainer, monkeypatch):
+    monkeypatch.setattr(training, "join_ranks", lambda device: (0, 3, device))
+    assert "train.batch_size" in refusal(trainer, "sr_l")
