@@ -144,14 +144,14 @@ class Trainer:
         """The network's state with its parameters' moving averages: what is used and shipped."""
         return {**self.network.state_dict(), **self.ema}
 
-    def export(self, folder=None, scores=None, half=False):
-        """Write the averaged weights as a weights folder with provenance; returns the folder."""
+    def export(self, folder=None):
+        """Write the averaged weights, in 16 bits, as a weights folder with provenance; returns the folder."""
         folder = Path(folder or self.run / "weights")
         provenance = {"steps": self.step, "batch_size": self.train.batch_size, "started_from": self.origin,
                       "seconds": round(self.seconds), "hardware": hardware(self.device), "precision": self.precision,
                       "seed": self.train.seed, "digits": self.objective.digits_source, "torch": torch.__version__,
                       "commit": commit()}
-        checkpoint.save_weights(folder, self.averaged(), self.config, provenance, scores, half)
+        checkpoint.save_weights(folder, self.averaged(), self.config, provenance, half=True)
         return folder
 
     # ------------------------------------------------------------ the loop

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from mavlite.config import load_config
+from mavlite.device import keep_freed_memory
 
 torch.set_num_threads(1)                                     # tensors this small are faster so
+keep_freed_memory()
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"

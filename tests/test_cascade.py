@@ -69,16 +69,15 @@ def interpolation_config(num_frames):
                                                 "diffusion.prediction_type=sample"])
 
 
-WINDOWS = [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12)]              # keys, skip, trained length
+WINDOWS = [(16, 5, 16), (8, 3, 8), (7, 2, 8), (2, 4, 16), (5, 6, 12)]            # keys, skip, trained length
 
 
 @pytest.mark.parametrize("k, skip, num_frames", [*WINDOWS, (5, 1, 8)])
 def test_key_frames_are_copied_through(k, skip, num_frames):
-    keys = random(2, 3, k, 4, 4)
     def zeros(x, t, **conditions):
         return torch.zeros_like(x)
-    video = run_interpolation(zeros, interpolation_config(num_frames), noise(), keys,
-                              random(2, 5), 6.0, skip)
+    keys = random(2, 3, k, 4, 4)
+    video = run_interpolation(zeros, interpolation_config(num_frames), noise(), keys, random(2, 5), 6.0, skip)
     assert video.shape == (2, 3, (k - 1) * skip + 1, 4, 4)
     assert torch.equal(video[:, :, ::skip], keys)
 

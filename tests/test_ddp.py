@@ -50,7 +50,7 @@ def runs(smoke_weights, tmp_path_factory):
                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         train_all(smoke_weights, one)
-        output, _ = ranks.communicate(timeout=300)
+        output, _ = ranks.communicate(timeout=900)
     finally:
         ranks.kill()
     assert ranks.returncode == 0, output

@@ -1,0 +1,69 @@
+"""The weights in the package: complete, small, with provenance, and as good as their scores say."""
+
+import pytest
+import torch
+from einops import rearrange
+
+from mavlite.checkpoint import SHIPPED, read_record
+from mavlite.pipeline import MakeAVideo
+from mavlite.stages import STAGES, build_network, load_clip, load_network, read_config
+from mavlite.unet import inflate
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip(SHIPPED, read_config(SHIPPED, "decoder"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_ships_with_provenance(stage):
+    record = read_record(SHIPPED / stage, stage)
+    assert record["provenance"].keys() >= {"steps", "seconds", "hardware", "seed", "commit", "digits", "started_from"}
+    assert record["provenance"]["digits"] == "mnist"
+
+
+def test_weights_stay_within_their_limits():
+    sizes = [path.stat().st_size for path in SHIPPED.glob("*/model.safetensors")]
+    assert max(sizes) <= 16 * MIB and sum(sizes) <= 32 * MIB
+    assert (SHIPPED / "judge" / "model.safetensors").stat().st_size <= 4 * MIB
+
+
+@pytest.mark.parametrize("source, target", [("decoder", "decoder_t"), ("decoder_t", "interpolation"), ("sr_l", "sr_l_t")])
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@torch.no_grad()
+def test_inflation_of_the_trained_network_is_the_identity(clip, source, target, dtype, bound):
+    trained, _, _ = load_network(SHIPPED, source, clip)
+    config = read_config(SHIPPED, target)
+    video = inflate(trained, build_network(config, clip)).to(dtype).eval()
+    trained = trained.to(dtype)
+    size = config.data.sizes[STAGES[source].size[0]]
+    for f in (1, 8, 16, 76) if trained.conv_in.temporal is None else (1, 16):
+        x = torch.randn(1, 1, f, size, size, dtype=dtype)
+        t = torch.tensor([0.6], dtype=dtype)
+        conditions, new = {}, {}
+        if trained.embed_dim:
+            conditions["image_embeds"] = torch.randn(1, trained.embed_dim, dtype=dtype)
+        if trained.concat_channels:
+            conditions["concat"] = torch.randn(1, trained.concat_channels, f, size, size, dtype=dtype)
+        elif video.concat_channels:
+            new["concat"] = torch.randn(1, video.concat_channels, f, size, size, dtype=dtype)
+        for name in STAGES[target].scalars:
+            (conditions if name in STAGES[source].scalars else new)[name] = torch.tensor([1.5], dtype=dtype)
+        out = video(x, t, **conditions, **new)
+        if trained.conv_in.temporal is None:                 # the image network, on frames folded into the batch
+            folded = {k: rearrange(v, "b c f h w -> (b f) c h w") if v.ndim == 5 else v.repeat_interleave(f, dim=0)
+                      for k, v in conditions.items()}
+            expected = trained(rearrange(x, "b c f h w -> (b f) c h w"), t.repeat(f), **folded)
+            expected = rearrange(expected, "(b f) c h w -> b c f h w", f=f)
+        else:
+            expected = trained(x, t, **conditions)
+        assert (out - expected).abs().max() <= bound * expected.abs().max()
+
+
+def test_a_prompt_becomes_a_video_that_moves():
+    video = MakeAVideo.from_pretrained(device="cpu")("two and 4", seed=0, steps=2)
+    assert video.frames.shape == (1, 1, 76, 64, 64) and video.fps == 30
+    assert (video.frames[:, :, 0] - video.frames[:, :, -1]).abs().mean() > 0.01
+    assert video.frames.max() > 0.8 and video.frames.mean() < 0.3
