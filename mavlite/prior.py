@@ -8,10 +8,27 @@ of the clean image embedding (`prediction_type="sample"`).
 import math
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from mavlite.config import PriorConfig
-from mavlite.layers import ScalarEmbedding
+from mavlite.layers import ScalarEmbedding, attend
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and a four times wider MLP, each with a residual."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x, mask):                              # b n w, n n with -inf where attention is forbidden
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        x = x + self.project(rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
+        return x + self.mlp(self.norm2(x))
 
 
 class Prior(nn.Module):
@@ -29,10 +46,8 @@ class Prior(nn.Module):
         self.null_text = nn.Parameter(torch.zeros(width))
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.position = nn.Parameter(0.02 * torch.randn(context_length + 4, width))
-        layer = nn.TransformerEncoderLayer(width, config.heads, 4 * width, dropout=0.0, activation="gelu",
-                                           batch_first=True, norm_first=True)
-        self.transformer = nn.TransformerEncoder(layer, config.layers, norm=nn.LayerNorm(width),
-                                                 enable_nested_tensor=False)
+        self.blocks = nn.ModuleList(TransformerBlock(width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, embed_dim)
         causal = torch.full((context_length + 4, context_length + 4), -math.inf).triu(diagonal=1)
         self.register_buffer("causal", causal, persistent=False)
@@ -50,8 +65,9 @@ class Prior(nn.Module):
         singles = [text, self.time_in(t).to(text.dtype), self.image_in(x), self.query.expand(len(x), -1).to(text.dtype)]
         sequence = torch.cat([words, torch.stack(singles, dim=1)], dim=1)            # b n+4 w
         sequence = sequence + self.position.to(sequence.dtype)
-        h = self.transformer(sequence, mask=self.causal.to(sequence.dtype))
-        return self.out(h[:, -1])                                                    # at the query
+        for block in self.blocks:
+            sequence = block(sequence, self.causal.to(sequence.dtype))
+        return self.out(self.norm(sequence[:, -1]))                                  # at the query
 
 
 def renormalise(embeds):

@@ -26,7 +26,7 @@ def inputs(b=3):
 def hidden(prior, **given):
     """The transformer's output at every place of its sequence: (b, n + 4, width)."""
     seen = []
-    handle = prior.transformer.register_forward_hook(lambda module, args, output: seen.append(output))
+    handle = prior.blocks[-1].register_forward_hook(lambda module, args, output: seen.append(output))
     prior(**given)
     handle.remove()
     return seen[0]

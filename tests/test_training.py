@@ -255,7 +255,8 @@ def test_exported_weights_are_the_average_with_their_provenance(trainer):
     it = trainer("decoder_t")
     train(it)
     tensors, record = read_weights(it.export(), "decoder_t")
-    assert distance({name: tensors[name] for name in it.ema}, it.ema) == 0
+    rounded = {name: average.half().float() for name, average in it.ema.items()}     # stored in 16 bits
+    assert distance({name: tensors[name] for name in rounded}, rounded) == 0
     assert distance(it.ema, parameters(it)) > 0
     assert record["config"] == it.config.to_dict()
     assert record["parameters"] == sum(t.numel() for t in tensors.values())
