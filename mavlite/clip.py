@@ -118,8 +118,10 @@ class Clip(nn.Module):
         if self.tiny:
             for prompt in prompts:
                 parse_prompt(prompt)
-        device = self.mean.device
-        out = self.model.forward_intermediates(text=self.tokenizer(prompts).to(device), text_indices=1,
+        tokens = self.tokenizer(prompts).to(self.mean.device)
+        if not self.tiny and tokens[:, -1].any():            # open_clip would cut what does not fit, silently
+            raise MavliteError(f"a prompt is too long: {self.context_length} tokens do not hold all of it")
+        out = self.model.forward_intermediates(text=tokens, text_indices=1,
                                                normalize_intermediates=True)
         return out["text_intermediates"][0], math.sqrt(self.embed_dim) * out["text_features"]
 
@@ -158,6 +160,8 @@ def _public_model(config):
     elif not path.is_file():
         raise MavliteError(f"clip.pretrained: {path}: no such file")
     model = open_clip.create_model(config.model, load_weights=False)
+    if not isinstance(model, open_clip.CLIP):
+        raise MavliteError(f"clip.model: {config.model} is not a plain CLIP; choose one such as ViT-B-32")
     try:
         open_clip.load_checkpoint(model, str(path))
     except Exception as error:                               # safetensors and torch raise many kinds

@@ -45,7 +45,7 @@ class DataConfig:
         _require(self.condition in ("clearest", "first", "mean"),
                  f"data.condition: {self.condition!r} is none of clearest, first, mean")
         _require(self.channels in (1, 3), f"data.channels: {self.channels} is neither 1 nor 3")
-        _require(len(self.sizes) == 3 and sorted(self.sizes) == self.sizes and self.sizes[0] >= 8,
+        _require(len(self.sizes) == 3 and sorted(set(self.sizes)) == self.sizes and self.sizes[0] >= 8,
                  f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")
         _require(self.sizes[-1] <= 64, f"data.sizes: frames are drawn at 64 px, {self.sizes[-1]} is more")
         low, high = self.fps_range if len(self.fps_range) == 2 else (0, 0)
@@ -78,6 +78,10 @@ class PriorConfig:
     width: int = 128
     layers: int = 4
     heads: int = 4
+
+    def __post_init__(self):
+        _require(min(self.width, self.layers, self.heads) > 0 and self.width % self.heads == 0,
+                 f"model.width: {self.width} is no multiple of model.heads ({self.heads})")
 
 
 @dataclass
@@ -208,7 +212,7 @@ class Config:
         del sections["stage"]
         for key in mapping:
             _require(key in sections, f"unknown section {key!r}; there are {', '.join(sections)}")
-        filled = {key: None if kind is None else _fill(kind, mapping.get(key) or {}, key)
+        filled = {key: None if kind is None else _fill(kind, {} if mapping.get(key) is None else mapping[key], key)
                   for key, kind in sections.items()}
         if sections["model"] is None:
             _require(not mapping.get("model"), "stage clip has no model section: its network is the section clip")
@@ -255,8 +259,10 @@ def merge(base, override):
     """Two nested mappings; the second wins key by key."""
     merged = dict(base)
     for key, value in override.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        section = isinstance(merged.get(key), dict)
+        if section and value is None:                        # an empty block changes nothing
+            continue
+        merged[key] = merge(merged[key], value) if section and isinstance(value, dict) else value
     return merged
 
 

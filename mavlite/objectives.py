@@ -4,7 +4,6 @@ Who sees what is decided here. `clip`, `prior` and `judge` get text-frame pairs;
 `UnlabelledClips`, which hold pixels and frame rates and nothing else.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -219,12 +218,11 @@ class VideoDecoderObjective(Objective):
         fps = draw_fps(self.clips.uniform(batch.indices, DRAW_FPS), use_uniform, progress, self.data)
         frames, fps = self.clips.clips(batch.indices, fps, self.data.num_frames, self.size)
         embeds = self.condition(batch.indices)
-        if self.data.mean_condition:                         # every n-th clip, known without asking the device
-            every = round(1 / self.data.mean_condition)
-            rows = [row for row, index in enumerate(batch.indices) if index % every == 0]
-            if rows:
-                chosen = [batch.indices[row] for row in rows]
-                embeds[rows] = self.mean_embeds(self.clips.condition_clips(chosen, self.size))
+        percent = round(100 * self.data.mean_condition)      # evenly spread, known without asking the device
+        rows = [row for row, i in enumerate(batch.indices) if (i + 1) * percent // 100 > i * percent // 100]
+        if rows:
+            chosen = [batch.indices[row] for row in rows]
+            embeds[rows] = self.mean_embeds(self.clips.condition_clips(chosen, self.size))
         return self.diffuse(network, frames * 2 - 1, draws, image_embeds=embeds, drop=self.drop(draws), fps=fps.log())
 
 

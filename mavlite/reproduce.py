@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mavlite.checkpoint import read_record
-from mavlite.config import load_config
+from mavlite.checkpoint import read_record, write_folder
+from mavlite.config import UNetConfig, load_config, model_type
 from mavlite.device import keep_freed_memory
 from mavlite.previews import save_preview
 from mavlite.stages import STAGES
@@ -49,7 +49,10 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
     """
     folder, started = Path(folder), time.perf_counter()
     names = list(only or STAGES)
-    configs = {stage: load_config(config_path, stage, overrides) for stage in names}     # all checked before the first
+    configs = {}                                             # all are checked before the first is trained
+    for stage in names:
+        shared = model_type(stage) is UNetConfig             # --set model.* means the U-Nets', as in the file
+        configs[stage] = load_config(config_path, stage, [o for o in overrides if shared or not o.startswith("model.")])
     for stage, config in configs.items():
         if stage == "clip" and config.clip.model != "tiny":
             print(f"clip: {config.clip.model} comes trained ({config.clip.pretrained})")
@@ -60,11 +63,7 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
             continue
         train_stage(config, folder / stage, weights=folder / "weights", resume=True, device=device)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy_weights(folder / stage / "weights", target)
+        write_folder(target, {file.name: file.read_bytes() for file in (folder / stage / "weights").iterdir()})
     print(f"all of {', '.join(names)}: {time.perf_counter() - started:.0f} s; weights in {folder / 'weights'}")
     return folder / "weights"
 
-
-def _copy_weights(source, target):
-    from mavlite.checkpoint import write_folder
-    write_folder(target, {file.name: file.read_bytes() for file in Path(source).iterdir()})

@@ -49,7 +49,7 @@ class Judge(nn.Module):
 @torch.no_grad()
 def judge_clips(judge, frames, batch=512):
     """Frames (b, c, f, h, w) -> log-probabilities of the 55 pairs for each frame, (b, f, 55)."""
-    b, c, f = frames.shape[:3]
+    b, _, f = frames.shape[:3]
     folded = frames.transpose(1, 2).flatten(0, 1)
     device = next(judge.parameters()).device
     parts = [judge(part.to(device)).log_softmax(dim=-1).cpu() for part in folded.split(batch)]
