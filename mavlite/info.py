@@ -3,8 +3,8 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mavlite.stages import STAGES, available, load_clip, load_network, read_config
 from mavlite.errors import MavliteError
+from mavlite.stages import STAGES, available, load_clip, load_network, read_config
 
 
 @torch.no_grad()

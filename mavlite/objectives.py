@@ -13,11 +13,10 @@ from einops import rearrange
 
 from mavlite.clip import PairClipLoss
 from mavlite.config import DataConfig
-from mavlite.digits import load_digits
 from mavlite.diffusion import Diffusion
+from mavlite.digits import load_digits
 from mavlite.losses import diffusion_loss
-from mavlite.moving_mnist import (DRAW_FPS, TextFramePairs, UnlabelledClips, box_resize,
-                                  hash_uniform)
+from mavlite.moving_mnist import DRAW_FPS, TextFramePairs, UnlabelledClips, box_resize, hash_uniform
 from mavlite.prior import renormalise
 from mavlite.prompts import pair_index
 from mavlite.stages import STAGES

@@ -10,8 +10,16 @@ from einops import rearrange
 from torch import nn
 
 from mavlite.config import UNetConfig
-from mavlite.layers import (ChannelNorm, PseudoAttention3d, PseudoConv3d, ResBlock, ScalarEmbedding, Upsample,
-                            fold, unfold)
+from mavlite.layers import (
+    ChannelNorm,
+    PseudoAttention3d,
+    PseudoConv3d,
+    ResBlock,
+    ScalarEmbedding,
+    Upsample,
+    fold,
+    unfold,
+)
 
 
 class UNet(nn.Module):

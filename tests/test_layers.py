@@ -7,8 +7,19 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from mavlite.layers import (ChannelNorm, PseudoAttention3d, PseudoConv3d, ResBlock, SampleNorm,
-                            ScalarEmbedding, Upsample, attend, fold, sinusoidal, unfold)
+from mavlite.layers import (
+    ChannelNorm,
+    PseudoAttention3d,
+    PseudoConv3d,
+    ResBlock,
+    SampleNorm,
+    ScalarEmbedding,
+    Upsample,
+    attend,
+    fold,
+    sinusoidal,
+    unfold,
+)
 
 
 def close(a, b, tolerance=1e-12):

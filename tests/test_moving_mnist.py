@@ -7,9 +7,22 @@ import torch
 import torch.nn.functional as F
 
 from mavlite.digits import Digits, load_digits
-from mavlite.moving_mnist import (DIGIT, RANGE, SPEED, MovingMNIST, TextFramePairs, Trajectories,
-                                  UnlabelledClips, box_matrix, box_resize, canonical_positions, clearest,
-                                  draw, hash_uniform, statistics)
+from mavlite.moving_mnist import (
+    DIGIT,
+    RANGE,
+    SPEED,
+    MovingMNIST,
+    TextFramePairs,
+    Trajectories,
+    UnlabelledClips,
+    box_matrix,
+    box_resize,
+    canonical_positions,
+    clearest,
+    draw,
+    hash_uniform,
+    statistics,
+)
 from mavlite.prompts import NUMERALS, WORDS, parse_prompt
 
 

@@ -8,8 +8,16 @@ from mavlite.clip import Clip
 from mavlite.config import DataConfig
 from mavlite.digits import Digits, load_digits
 from mavlite.moving_mnist import box_resize
-from mavlite.objectives import (OBJECTIVES, Batch, Draws, degrade, draw_fps, frames_per_sample, known_frames,
-                                upsample)
+from mavlite.objectives import (
+    OBJECTIVES,
+    Batch,
+    Draws,
+    degrade,
+    draw_fps,
+    frames_per_sample,
+    known_frames,
+    upsample,
+)
 from mavlite.stages import CASCADE, STAGES, build_network
 
 WITHOUT_TEXT = [stage for stage in CASCADE if stage not in ("clip", "prior")]
