@@ -57,8 +57,9 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(network, train):
     """One or two optimizers for a network's parameters (`TrainConfig`).
 
-    Muon takes the hidden matrices and kernels; input and output layers, biases, norms and embeddings go
-    to AdamW, as its author advises.
+    Muon takes every `weight` of two or more dimensions but the U-Nets' input and output layers and the
+    prior's output; the rest, biases and one-dimensional norms among them, goes to AdamW. (Its author would
+    also keep embeddings and all input layers from Muon; those of `clip`, `prior` and `judge` do go there.)
     """
     hidden, rest = [], []
     for name, p in network.named_parameters():
