@@ -17,19 +17,18 @@ from torch import nn
 
 from mavlite.config import ClipConfig
 from mavlite.errors import MavliteError
-from mavlite.layers import SampleNorm
 from mavlite.prompts import VOCABULARY, check_words, parse_prompt
 
 
 def _without_batch_norm(module):
-    """Replace every BatchNorm2d by a norm of each sample by itself, in place.
+    """Replace every BatchNorm2d by a norm of each sample by itself (GroupNorm of one group), in place.
 
     BatchNorm ties the samples of a batch together: eval mode would need its statistics recalibrated after
     training, and two data-parallel halves would not compute what one whole batch does.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, SampleNorm(child.num_features))
+            setattr(module, name, nn.GroupNorm(1, child.num_features))
         else:
             _without_batch_norm(child)
     return module

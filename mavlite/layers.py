@@ -42,24 +42,6 @@ class ChannelNorm(nn.Module):
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class SampleNorm(nn.Module):
-    """RMS norm over all of a sample's channels and positions, for classifiers (b c h w).
-
-        y = x / sqrt(mean(x^2)) * weight + bias
-
-    Two cheap passes, where a norm over the few channels of an early layer spends most of the step.
-    """
-
-    def __init__(self, channels):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
-
-    def forward(self, x):
-        scale = (x.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-5).rsqrt()        # b 1 1 1
-        return x * (scale * self.weight).to(x.dtype) + self.bias.to(x.dtype)
-
-
 class PseudoConv3d(nn.Module):
     """2-D convolution over space, then 1-D convolution over frames (eq. 2).
 

@@ -54,18 +54,23 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.reshape(p.shape).to(p.dtype), alpha=scale)
 
 
+INPUTS_AND_OUTPUTS = ("conv_in.", "conv_out.",                                # U-Net
+                      "token_in.", "text_in.", "image_in.", "out.",           # prior
+                      "features.0.", "scores.",                               # judge
+                      "model.visual.conv1.", "model.token_embedding.")        # clip
+
+
 def build_optimizers(network, train):
     """One or two optimizers for a network's parameters (`TrainConfig`).
 
-    Muon takes every `weight` of two or more dimensions but the U-Nets' input and output layers and the
-    prior's output; the rest, biases and one-dimensional norms among them, goes to AdamW. (Its author would
-    also keep embeddings and all input layers from Muon; those of `clip`, `prior` and `judge` do go there.)
+    As its author recommends, Muon takes the hidden layers' matrices and convolution kernels only; biases,
+    norms, embeddings, input and output layers go to AdamW.
     """
     hidden, rest = [], []
     for name, p in network.named_parameters():
         if not p.requires_grad:
             continue
-        matrix = p.ndim >= 2 and name.endswith("weight") and not name.startswith(("conv_in", "conv_out", "out."))
+        matrix = p.ndim >= 2 and name.endswith("weight") and not name.startswith(INPUTS_AND_OUTPUTS)
         (hidden if matrix and train.optimizer == "muon" else rest).append(p)
     optimizers = [torch.optim.AdamW(rest, lr=train.lr, betas=(0.9, 0.99), weight_decay=train.weight_decay)]
     if hidden:

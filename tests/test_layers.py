@@ -12,7 +12,6 @@ from mavlite.layers import (
     PseudoAttention3d,
     PseudoConv3d,
     ResBlock,
-    SampleNorm,
     ScalarEmbedding,
     Upsample,
     attend,
@@ -225,14 +224,6 @@ def test_channel_norm_mixes_neither_positions_nor_frames(randomise):
     x = clips(2, 4, 3, 2, 5)
     assert close(norm(x), torch.stack([norm.norm(x[:, :, i, j, k]) for i in range(3) for j in range(2)
                                        for k in range(5)], dim=2).unflatten(2, (3, 2, 5)))
-
-
-@torch.no_grad()
-def test_sample_norm_is_the_root_mean_square_of_each_sample(randomise):
-    norm = randomise(SampleNorm(4).double())
-    x = clips(3, 4, 5, 6) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1)
-    for sample, y in zip(x, norm(x)):
-        assert close(y, sample / sample.square().mean().add(1e-5).sqrt() * norm.weight + norm.bias)
 
 
 def test_residual_block_starts_as_the_identity():

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from mavlite.config import JudgeConfig
-from mavlite.layers import SampleNorm
 from mavlite.prompts import PAIRS
 
 JUDGE_SIZE = 64                              # px: frames of any size are brought to it
@@ -28,7 +27,7 @@ class Judge(nn.Module):
         layers, width = [], 1
         for wider, stride in [(w, 2), (w, 1), (2 * w, 2), (2 * w, 1), (4 * w, 2), (4 * w, 1), (4 * w, 2)]:
             layers += [nn.Conv2d(width, wider, 5 if width == 1 else 3, stride, padding=2 if width == 1 else 1, bias=False),
-                       SampleNorm(wider), nn.SiLU()]
+                       nn.GroupNorm(1, wider), nn.SiLU()]
             width = wider
         self.features = nn.Sequential(*layers)                                       # 64 px -> 4 x 4
         self.hidden = nn.Sequential(nn.Linear(width * 16, 256), nn.SiLU())
