@@ -81,6 +81,26 @@ def window_starts(num_keys, keys_per_window):
     return sorted({min(start, last) for start in range(0, max(last, 0) + keys_per_window - 1, keys_per_window - 1)})
 
 
+def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, *, settings=None):
+    """upF on windows: the unknown frames of (b, n, c, f, h, w), n windows a video; the known ones are copied.
+
+    known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames and skip: their condition.
+    """
+    b, n, c, f, h, w = frames.shape
+    known = known.to(frames.dtype).view(1, 1, f, 1, 1)
+    masked = rearrange(frames, "b n c f h w -> (b n) c f h w") * known
+    ones = torch.ones_like(image_embeds[:, 0]).repeat_interleave(n)
+    conditions = {"concat": torch.cat([masked, known.expand(len(masked), 1, -1, h, w)], dim=1),
+                  "image_embeds": image_embeds.repeat_interleave(n, dim=0),
+                  "fps": (ones * fps).log(), "frame_skip": (ones * skip).log()}
+
+    def draw_noise():
+        return rearrange(noise(n, c, f, h, w), "b n ... -> (b n) ...")
+
+    filled = run(network, config, draw_noise, conditions, settings=settings)
+    return rearrange(torch.where(known.bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
+
+
 def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, settings=None):
     """upF: key frames (b, c, k, h, w) -> (b, c, (k - 1) skip + 1, h, w), the key frames copied through.
 
@@ -93,23 +113,11 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
     per_window = min((config.data.num_frames - 1) // skip + 1, k)                    # known frames in a window
     length = (per_window - 1) * skip + 1
     starts = window_starts(k, per_window)
-    known = torch.zeros(length, device=keys.device)
-    known[::skip] = 1
-    known = known.view(1, 1, length, 1, 1)
-    masked = torch.zeros(b, len(starts), c, length, h, w, device=keys.device)
+    known = torch.arange(length, device=keys.device) % skip == 0
+    frames = torch.zeros(b, len(starts), c, length, h, w, device=keys.device)
     for i, start in enumerate(starts):
-        masked[:, i, :, ::skip] = keys[:, :, start:start + per_window]
-    masked = rearrange(masked, "b n c f h w -> (b n) c f h w")
-    ones = torch.ones_like(image_embeds[:, 0]).repeat_interleave(len(starts))
-    conditions = {"concat": torch.cat([masked, known.expand(len(masked), 1, -1, h, w)], dim=1),
-                  "image_embeds": image_embeds.repeat_interleave(len(starts), dim=0),
-                  "fps": (ones * fps).log(), "frame_skip": (ones * skip).log()}
-
-    def draw_noise():
-        return rearrange(noise(len(starts), c, length, h, w), "b n ... -> (b n) ...")
-
-    filled = run(network, config, draw_noise, conditions, settings=settings)
-    filled = rearrange(torch.where(known.bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
+        frames[:, i, :, ::skip] = keys[:, :, start:start + per_window]
+    filled = fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, settings=settings)
     video = torch.zeros(b, c, (k - 1) * skip + 1, h, w, device=keys.device)
     for i, start in enumerate(starts):
         video[:, :, start * skip:start * skip + length] = filled[:, i]

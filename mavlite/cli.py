@@ -44,6 +44,15 @@ def parser():
     p.add_argument("--only", nargs="+", metavar="STAGE", help="these stages only")
     p.set_defaults(run=reproduce)
 
+    p = commands.add_parser("evaluate", help="every score of the cascade, each beside a ceiling and a floor")
+    p.add_argument("--out", required=True, metavar="REPORT", help="a .json file; plots go to a folder beside it")
+    p.add_argument("--weights", help="folder of weights (default: those in the package)")
+    p.add_argument("--quick", action="store_true", help="few clips: minutes on two cores, wide intervals")
+    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 22)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    p.set_defaults(run=evaluate)
+
     p = commands.add_parser("info", help="stages, parameters, FLOPs, checksums, how they were trained")
     p.add_argument("--weights", help="folder of weights (default: those in the package)")
     p.set_defaults(run=info)
@@ -79,6 +88,11 @@ def reproduce(args):
     from mavlite.reproduce import reproduce_all
     folder = Path(args.out) / Path(args.config).stem if args.out == "runs" else Path(args.out)
     reproduce_all(args.config, folder, overrides=args.overrides, only=args.only, device=args.device)
+
+
+def evaluate(args):
+    from mavlite.evaluation.report import evaluate as write_report
+    write_report(args.out, weights=args.weights, quick=args.quick, videos=args.videos, seed=args.seed, device=args.device)
 
 
 def info(args):

@@ -14,7 +14,8 @@ import yaml
 
 from mavlite.errors import MavliteError
 
-STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h", "judge")
+STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h", "judge", "tracker",
+               "video_features")
 
 
 def _require(condition, message):
@@ -109,6 +110,18 @@ class JudgeConfig:
 
 
 @dataclass
+class TrackerConfig:
+    width: int = 16
+    hidden: int = 128
+
+
+@dataclass
+class VideoFeaturesConfig:
+    width: int = 16
+    features: int = 128
+
+
+@dataclass
 class DiffusionConfig:
     prediction_type: str = "v_prediction"
     loss: str = "simple"                     # simple, min_snr, hybrid (learned variance)
@@ -184,7 +197,8 @@ class SampleConfig:
 
 def model_type(stage):
     """The dataclass of a stage's `model` section (clip's network is the shared section `clip`)."""
-    return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig}.get(stage, UNetConfig)
+    return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig, "tracker": TrackerConfig,
+            "video_features": VideoFeaturesConfig}.get(stage, UNetConfig)
 
 
 @dataclass
@@ -193,7 +207,7 @@ class Config:
     stage: str
     data: DataConfig
     clip: ClipConfig
-    model: UNetConfig | PriorConfig | JudgeConfig | None
+    model: UNetConfig | PriorConfig | JudgeConfig | TrackerConfig | VideoFeaturesConfig | None
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavlite.errors import MavliteError
-from mavlite.stages import STAGES, available, load_clip, load_network, read_config
+from mavlite.stages import MEASURING, STAGES, available, load_clip, load_network, read_config
 
 
 @torch.no_grad()
@@ -18,7 +18,9 @@ def flops_per_frame(stage, network, config):
         if stage == "clip":
             network.image_embeds(torch.zeros(1, data.channels, size, size))
         elif stage == "judge":
-            network(torch.zeros(1, 1, 64, 64))
+            network(torch.zeros(1, data.channels, 64, 64))
+        elif stage in MEASURING:
+            network(torch.zeros(1, data.channels, frames, 64, 64))
         elif stage == "prior":
             network(torch.zeros(1, network.embed_dim), one, tokens=torch.zeros(1, network.context_length, network.token_dim),
                     text_embeds=torch.zeros(1, network.embed_dim))
@@ -44,7 +46,7 @@ def print_info(weights):
         config = read_config(weights, stage)
         clip = load_clip(weights, config) if STAGES[stage].uses_clip else None
         network, config, _ = load_network(weights, stage, clip)
-        p, samples = record["provenance"], stage not in ("clip", "judge")
+        p, samples = record["provenance"], stage not in ("clip", *MEASURING)
         print(f"{stage:14s} {STAGES[stage].symbol:7s} {record['parameters']:10,d} {flops_per_frame(stage, network, config) / 1e6:11.1f} "
               f"{config.sample.steps if samples else '-':>6} {config.sample.sampler if samples else '-':>8} "
               f"{config.sample.guidance_scale if samples else '-':>8}  {record['sha256'][:12]}  "

@@ -6,7 +6,8 @@ rate; the canonical 3.6 px a frame is called 10 fps here, hence 36 px/s.
 
 Nothing is stored and nothing is shuffled: a clip is a pure function of (seed, index), and whole batches
 are computed as tensors on the device that trains. The simulator holds digit *images* only. Labels live in
-`TextFramePairs`, which the text stages use; the video stages get `UnlabelledClips`, which has none to leak.
+`TextFramePairs`, which the text stages use, and in `LabelledClips`, for the networks that measure; the video
+stages get `UnlabelledClips`, which has none to leak.
 """
 
 import math
@@ -263,6 +264,27 @@ class UnlabelledClips:
 
     def condition_clips(self, indices, size):
         return self.simulator.condition_clip(self.trajectories(indices), size)
+
+
+class LabelledClips(UnlabelledClips):
+    """What the networks that measure are taught with: clips, and all that the simulator knows about them."""
+
+    def __init__(self, digits, seed, channels=1, dtype=torch.float32):
+        super().__init__(digits.images, seed, channels, dtype)
+        self._labels = digits.labels
+
+    def labels(self, indices):
+        """Digits (b, 2) of each clip."""
+        return self._labels[self.trajectories(indices).images]
+
+    def centres(self, indices, fps, num_frames):
+        """Where both digits are, (b, f, 2, 2) px on the 64-px canvas, (y, x): each within 14 ... 50."""
+        times = torch.arange(num_frames, device=fps.device) / fps[:, None]
+        return self.trajectories(indices).positions(times) + DIGIT / 2
+
+    def directions(self, indices):
+        """Unit vectors (b, 2, 2) in which the digits set out, (y, x)."""
+        return self.trajectories(indices).velocity / SPEED
 
 
 class TextFramePairs:

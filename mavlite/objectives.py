@@ -1,7 +1,8 @@
 """What each stage is trained to do: one small class per kind of stage, each a loss of (network, batch).
 
-Who sees what is decided here. `clip`, `prior` and `judge` get text-frame pairs; every other stage gets
-`UnlabelledClips`, which hold pixels and frame rates and nothing else.
+Who sees what is decided here. `clip`, `prior` and `judge` get text-frame pairs; every other stage of the
+cascade gets `UnlabelledClips`, which hold pixels and frame rates and nothing else. `LabelledClips` are for
+the other networks that measure.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mavlite.config import DataConfig
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
 from mavlite.losses import diffusion_loss
-from mavlite.moving_mnist import DRAW_FPS, TextFramePairs, UnlabelledClips, box_resize, hash_uniform
+from mavlite.moving_mnist import DRAW_FPS, LabelledClips, TextFramePairs, UnlabelledClips, box_resize, hash_uniform
 from mavlite.prior import renormalise
 from mavlite.prompts import pair_index
 from mavlite.stages import STAGES
@@ -138,6 +139,8 @@ class Objective:
         seed = config.data.seed * 101 + list(STAGES).index(config.stage)         # no two stages share clips
         if self.stage.trained_on == "text-frame pairs":
             self.pairs = TextFramePairs(digits, seed, config.data.channels, dtype)
+        elif self.stage.trained_on == "labelled clips":
+            self.clips = LabelledClips(digits, seed, config.data.channels, dtype)
         else:
             self.clips = UnlabelledClips(digits.images, seed, config.data.channels, dtype)
         self.diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
@@ -271,10 +274,50 @@ class JudgeObjective(Objective):
         return F.cross_entropy(network(frames), pair_index(digits[:, 0], digits[:, 1]))
 
 
+class MeasuringObjective(Objective):
+    """What tracker and video_features share: labelled clips of any rate, at each of the cascade's sizes in turn."""
+
+    def batch(self, batch):
+        """(frames (b, c, f, h, w), fps (b,)): the rate is log-uniform, as it counts in ratios."""
+        low, high = self.data.fps_range
+        fps = low * (high / low) ** self.clips.uniform(batch.indices, DRAW_FPS)
+        return self.clips.clips(batch.indices, fps, self.data.num_frames, self.data.sizes[batch.step % len(self.data.sizes)])
+
+
+class TrackerObjective(MeasuringObjective):
+    """Distance of the two tracked centres from the true ones, in px, up to which digit is called the first."""
+
+    def loss(self, network, batch, draws, progress):
+        frames, fps = self.batch(batch)
+        found, true = network(frames), self.clips.centres(batch.indices, fps, self.data.num_frames)
+        return either_order(lambda true: F.smooth_l1_loss(found, true, reduction="none").mean(dim=(1, 3)), true, dim=2)
+
+
+class VideoFeaturesObjective(MeasuringObjective):
+    """Cross-entropy over the 55 pairs, cosine of both directions, square error of the log rate."""
+
+    def loss(self, network, batch, draws, progress):
+        frames, fps = self.batch(batch)
+        pair, directions, log_fps = network(frames)
+        digits, true = self.clips.labels(batch.indices), self.clips.directions(batch.indices)
+        turned = either_order(lambda true: 1 - F.cosine_similarity(directions, true, dim=-1), true, dim=1)
+        return (F.cross_entropy(pair, pair_index(digits[:, 0], digits[:, 1])) + turned
+                + F.mse_loss(log_fps, fps.log().to(log_fps.dtype)))
+
+
+def either_order(error, true, dim):
+    """The mean over clips of the smaller of two errors: of `true` as it is, and with its two digits exchanged.
+
+    error: true -> (b, 2), an error for each digit. Nothing in a picture says which digit is the first.
+    """
+    return torch.minimum(error(true).mean(dim=1), error(true.flip(dim)).mean(dim=1)).mean()
+
+
 OBJECTIVES = {"clip": ClipObjective, "prior": PriorObjective, "decoder": DecoderObjective,
               "decoder_t": VideoDecoderObjective, "interpolation": InterpolationObjective,
               "sr_l": SuperResolutionObjective, "sr_l_t": SuperResolutionObjective,
-              "sr_h": SuperResolutionObjective, "judge": JudgeObjective}
+              "sr_h": SuperResolutionObjective, "judge": JudgeObjective, "tracker": TrackerObjective,
+              "video_features": VideoFeaturesObjective}
 
 
 def _unwrap(network):

@@ -127,6 +127,27 @@ def preview_judge(trainer):
     return _similarity(trainer.network(frames).softmax(dim=-1) * 2 - 1)
 
 
+def preview_tracker(trainer):
+    """Real clips, with a grey dot on each centre that was found."""
+    data, objective = trainer.config.data, trainer.objective
+    frames, _ = objective.clips.clips(_indices(), data.fps, data.num_frames, 64)
+    found = trainer.network(frames)                                                  # b f k 2
+    pixel = torch.arange(64, device=frames.device) + 0.5
+    near = (pixel - found[..., None]).abs() < 2                                      # b f k yx 64
+    dots = (near[..., 0, :, None] & near[..., 1, None, :]).any(dim=2)                # b f 64 64
+    return _sheet(torch.where(dots[:, None], 0.5, frames) * 2 - 1, columns=data.num_frames)
+
+
+def preview_video_features(trainer):
+    """Probability of every pair (column) for one clip of every pair (row)."""
+    clips, data = trainer.objective.clips, trainer.config.data
+    indices = range(FIRST_INDEX, FIRST_INDEX + 1024)
+    first = {tuple(pair): index for index, pair in zip(indices, clips.labels(indices).sort(dim=1).values.tolist())}
+    frames, _ = clips.clips([first[pair] for pair in PAIRS if pair in first], data.fps, data.num_frames, 64)
+    return _similarity(trainer.network(frames)[0].softmax(dim=-1) * 2 - 1)
+
+
 PREVIEWS = {"clip": preview_clip, "prior": preview_prior, "decoder": preview_decoder, "decoder_t": preview_decoder_t,
             "interpolation": preview_interpolation, "sr_l": preview_super_resolution,
-            "sr_l_t": preview_super_resolution, "sr_h": preview_super_resolution, "judge": preview_judge}
+            "sr_l_t": preview_super_resolution, "sr_h": preview_super_resolution, "judge": preview_judge,
+            "tracker": preview_tracker, "video_features": preview_video_features}

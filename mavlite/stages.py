@@ -2,7 +2,7 @@
 
     y_t = SR_h o SR_l^t o upF o D^t o P o (x_hat, C_x(x))                                        (eq. 1)
 
-`judge` is no part of the cascade: it measures it, and shares nothing with it but the trainer.
+The last three are no part of the cascade: they measure it, and share nothing with it but the trainer.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from mavlite.clip import Clip
 from mavlite.config import Config
 from mavlite.errors import MavliteError
 from mavlite.evaluation.judge import Judge
+from mavlite.evaluation.tracker import Tracker
+from mavlite.evaluation.video_features import VideoFeatures
 from mavlite.prior import Prior
 from mavlite.unet import UNet
 
@@ -21,10 +23,10 @@ from mavlite.unet import UNet
 class Stage:
     symbol: str                              # in the paper's eq. 1
     maps: str
-    trained_on: str                          # "text-frame pairs", "single frames" or "unlabelled clips"
+    trained_on: str                          # "text-frame pairs", "single frames", "unlabelled clips", "labelled clips"
     starts_from: str | None = None           # the stage whose network is inflated
     uses_clip: bool = False                  # conditions on C's embeddings
-    temporal: bool = False                   # has pseudo-3D layers
+    temporal: bool = False                   # sees whole clips; a U-Net then has pseudo-3D layers
     scalars: tuple = ()                      # numbers it is conditioned on
     size: tuple = (0,)                       # index into data.sizes: output, and for SR also input
 
@@ -41,9 +43,12 @@ STAGES = {
     "sr_l_t": Stage("SR_l^t", "small frames -> middle frames, together", "unlabelled clips", "sr_l",
                     temporal=True, scalars=("noise_level",), size=(1, 0)),
     "sr_h": Stage("SR_h", "middle frame -> large frame", "single frames", scalars=("noise_level",), size=(2, 1)),
-    "judge": Stage("-", "frame -> which of 55 pairs of digits (measures, generates nothing)", "text-frame pairs"),
+    "judge": Stage("-", "frame -> which of 55 pairs of digits", "text-frame pairs"),
+    "tracker": Stage("-", "clip -> centres of both digits", "labelled clips", temporal=True),
+    "video_features": Stage("-", "clip -> features of its digits, rate and directions", "labelled clips", temporal=True),
 }
-CASCADE = tuple(name for name in STAGES if name != "judge")
+MEASURING = ("judge", "tracker", "video_features")
+CASCADE = tuple(name for name in STAGES if name not in MEASURING)
 
 
 def build_network(config: Config, clip: Clip | None = None):
@@ -51,8 +56,8 @@ def build_network(config: Config, clip: Clip | None = None):
     stage, data = STAGES[config.stage], config.data
     if config.stage == "clip":
         return Clip(config.clip)
-    if config.stage == "judge":
-        return Judge(config.model)
+    if config.stage in MEASURING:
+        return {"judge": Judge, "tracker": Tracker, "video_features": VideoFeatures}[config.stage](config.model)
     if config.stage == "prior":
         return Prior(config.model, embed_dim=clip.embed_dim, token_dim=clip.token_dim,
                      context_length=clip.context_length)

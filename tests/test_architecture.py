@@ -19,13 +19,14 @@ LEVELS = [
     {"training"},
     {"objectives", "cascade"},
     {"stages"},
+    {"evaluation.tracker", "evaluation.video_features"},
     {"evaluation.judge"},
     {"prior", "unet", "clip"},
     {"sampling", "losses"},
     {"layers", "diffusion", "optim"},
     {"moving_mnist"},
     {"digits", "prompts"},
-    {"checkpoint", "video", "config", "device"},
+    {"checkpoint", "video", "config", "device", "curves"},
     {"errors"},
 ]
 
@@ -135,7 +136,7 @@ def test_environment_file_and_project_ask_for_the_same():
 
 def test_what_the_package_imports_is_what_it_depends_on():
     named = {"torch", "torchvision", "einops", "open_clip", "matplotlib", "yaml", "safetensors",
-             "huggingface_hub", "tqdm", "imageio", "imageio_ffmpeg"}
+             "huggingface_hub", "tqdm", "imageio", "imageio_ffmpeg", "torchmetrics"}
     come_along = {"numpy", "PIL", "IPython"}                 # with torch, matplotlib and jupyter
     optional = {"tensorboard"}
     used = set()

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from mavlite.config import JudgeConfig
-from mavlite.prompts import PAIRS
 
 JUDGE_SIZE = 64                              # px: frames of any size are brought to it
 
@@ -32,17 +31,29 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*layers)                                       # 64 px -> 4 x 4
         self.hidden = nn.Sequential(nn.Linear(width * 16, 256), nn.SiLU())
         self.scores = nn.Linear(256, 20)
-        self.register_buffer("first", torch.tensor([a for a, _ in PAIRS]), persistent=False)
-        self.register_buffer("second", torch.tensor([b for _, b in PAIRS]), persistent=False)
+
+    def embed(self, frames):
+        """Features (b, 256), which MM-FID compares."""
+        x = resize(frames, JUDGE_SIZE)
+        x = self.features(x.contiguous(memory_format=torch.channels_last))           # b 4w 4 4
+        return self.hidden(x.flatten(1))
 
     def forward(self, frames):
-        x = frames.mean(dim=1, keepdim=True) * 2 - 1
-        if x.shape[-1] != JUDGE_SIZE:
-            x = F.interpolate(x, (JUDGE_SIZE, JUDGE_SIZE), mode="bilinear", antialias=x.shape[-1] > JUDGE_SIZE)
-        x = self.features(x.contiguous(memory_format=torch.channels_last))           # b 4w 4 4
-        single, double = self.scores(self.hidden(x.flatten(1))).chunk(2, dim=1)      # b 10 each
-        pair = single[:, self.first] + single[:, self.second]                        # b 55
-        return torch.where(self.first == self.second, double[:, self.first], pair)
+        return pair_logits(*self.scores(self.embed(frames)).chunk(2, dim=1))
+
+
+def resize(frames, size):
+    """What the measuring networks look at: grey frames (b, 1, size, size) in [-1, 1]."""
+    x = frames.mean(dim=1, keepdim=True) * 2 - 1
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, (size, size), mode="bilinear", antialias=x.shape[-1] > size)
+
+
+def pair_logits(single, double):
+    """Scores of "there is one" and "there are two" of each digit (b, 10) -> logits over the 55 pairs (b, 55)."""
+    first, second = torch.triu_indices(10, 10, device=single.device)                 # `prompts.PAIRS`, in order
+    return torch.where(first == second, double[:, first], single[:, first] + single[:, second])
 
 
 @torch.no_grad()

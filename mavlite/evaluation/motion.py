@@ -1,0 +1,154 @@
+"""Motion on tracked centres: do digits keep their speed, go straight, bounce off walls, stay who they are?
+
+Everywhere `centres` are (b, f, 2, 2) px on the 64-px canvas: clip, frame, digit, (y, x), each within
+14 ... 50, at least two frames, the digits in the same order in all frames of a clip. `fps` is one number,
+the rate of those frames. A measure is a pair (value, count of what was measured); with a count of 0 there
+was nothing to measure and the value is 0.0, which then says nothing.
+
+Trackers err, so a real clip does not measure as perfect either: read each number beside that of real clips.
+"""
+
+import math
+
+import torch
+
+from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED
+
+LOW, HIGH = DIGIT / 2, CANVAS - DIGIT / 2    # px, where a centre meets a wall: 14 and 50
+APART = 20                                   # px: boxes that far apart overlap little
+SLACK = 1.0                                  # px: errors of 0.5 px in both frames of a step
+WINDOW = 0.25                                # s, over which speed is measured
+STILL = SPEED / 4                            # px/s
+SURE = 0.9                                   # probability of a judge that has no doubts
+
+
+# ---------------------------------------------------------------- what can be trusted
+
+def separated(centres):
+    """Frames in which the two boxes overlap little: Chebyshev distance >= 20 px -> bool (b, f)."""
+    return (centres[:, :, 0] - centres[:, :, 1]).abs().amax(dim=-1) >= APART
+
+
+def bounce_free(centres, fps):
+    """Steps in which surely no wall was met -> bool (b, f-1, 2).
+
+    A digit that meets a wall between two frames goes there and comes back,
+
+        distance before + distance after = |v_axis| / fps <= 36 / fps
+
+    for that wall; a larger sum, by more than the tracker's error, rules it out. Steps close to a wall are
+    doubted even without a bounce, but that depends on where a digit is, and hardly on how fast.
+    """
+    distance = torch.stack([centres - LOW, HIGH - centres])                          # 2 walls b f 2 2
+    there_and_back = distance[:, :, :-1] + distance[:, :, 1:]                        # 2 walls b f-1 2 2
+    return (there_and_back > SPEED / fps + SLACK).all(dim=-1).all(dim=0)
+
+
+def clean_steps(centres, fps):
+    """Bounce-free steps between separated frames -> bool (b, f-1, 2)."""
+    apart = separated(centres)
+    return bounce_free(centres, fps) & (apart[:, :-1] & apart[:, 1:])[..., None]
+
+
+# ---------------------------------------------------------------- speed
+
+def speeds(centres, fps):
+    """Speeds over windows of k steps, about 0.25 s -> (px/s (b, n, 2), bool (b, n, 2)), n = f - k.
+
+        |p[i+k] - p[i]| fps / k
+
+    The mask says whether all steps of a window are clean: it then is a straight line, as long as its path.
+    Single steps would not do: at 24 fps they are 1.5 px long, little more than the tracker's error, which
+    makes steps longer on average.
+    """
+    k = min(max(1, round(WINDOW * fps)), centres.shape[1] - 1)
+    speed = (centres[:, k:] - centres[:, :-k]).norm(dim=-1) * fps / k
+    return speed, clean_steps(centres, fps).unfold(1, k, 1).all(dim=-1)
+
+
+def clip_speeds(centres, fps):
+    """Median speed of each clip that has a clean window, (n,) px/s."""
+    speed, clean = speeds(centres, fps)
+    medians = speed.where(clean, math.nan).flatten(1).nanquantile(0.5, dim=1)
+    return medians[clean.flatten(1).any(dim=1)]
+
+
+def speed_error(centres, fps):
+    """|speed - 36| / 36, each clip by its median speed: (median over clips, clips)."""
+    return median((clip_speeds(centres, fps) - SPEED).abs() / SPEED)
+
+
+def still_share(centres, fps):
+    """Share of clips with a median speed below 9 px/s: (share, clips).
+
+    All windows count, clean or not, so that no clip is left out. A bounce makes a window as short as that
+    only if it happens close to its middle, hence in few of a clip's windows.
+    """
+    speed, _ = speeds(centres, fps)
+    still = speed.flatten(1).quantile(0.5, dim=1) < STILL                            # b
+    return still.float().mean().item(), len(still)
+
+
+# ---------------------------------------------------------------- straight lines and walls
+
+def straightness(centres, fps):
+    """How much two clean steps in a row differ, in true step lengths: (median, pairs of steps).
+
+        |p[i+2] - 2 p[i+1] + p[i]| / (36 / fps)
+
+    0 is straight and steady. The unit shrinks with the rate while the tracker's error does not.
+    """
+    clean = clean_steps(centres, fps)
+    bend = (centres[:, 2:] - 2 * centres[:, 1:-1] + centres[:, :-2]).norm(dim=-1)    # b f-2 2
+    return median(bend[clean[:, :-1] & clean[:, 1:]] * fps / SPEED)
+
+
+def reflection_error(centres, fps):
+    """Distance in px between a digit that met a wall and where exact reflection puts it: (median, bounces).
+
+    From a clean step p0 -> p1 the straight continuation is p1 + (p1 - p0). Where that leaves 14 ... 50, a
+    wall must be met, and p2 be the continuation reflected. p2 counts in separated frames only.
+    """
+    straight = 2 * centres[:, 1:-1] - centres[:, :-2]                                # b f-2 2 2
+    meets = ((straight < LOW) | (straight > HIGH)).any(dim=-1)                       # b f-2 2
+    meets &= clean_steps(centres, fps)[:, :-1] & separated(centres)[:, 2:, None]
+    # The triangle wave of `Trajectories.positions`: R - |(p mod 2R) - R|
+    reflected = LOW + RANGE - ((straight - LOW).remainder(2 * RANGE) - RANGE).abs()
+    return median((centres[:, 2:] - reflected).norm(dim=-1)[meets])
+
+
+# ---------------------------------------------------------------- identity
+
+def identity_switches(log_probabilities, centres):
+    """Share of clips whose pair of digits changes: (share, clips that could tell).
+
+    log_probabilities (b, f, 55): the judge's, for each frame. Only separated frames with a best pair above
+    0.9 are asked, and only clips with two or more such frames can tell.
+    """
+    best, pair = log_probabilities.max(dim=-1)                                       # b f each
+    sure = separated(centres) & (best > math.log(SURE))
+    lowest, highest = pair.where(sure, 55).amin(dim=1), pair.where(sure, -1).amax(dim=1)                 # b
+    switched = (highest > lowest)[sure.sum(dim=1) >= 2]
+    return (switched.float().mean().item() if len(switched) else 0.0), len(switched)
+
+
+# ---------------------------------------------------------------- all of it
+
+def median(values):
+    """Median of (n,) values and their count."""
+    return (values.quantile(0.5).item() if len(values) else 0.0), len(values)
+
+
+def summary(centres, fps, log_probabilities=None):
+    """Every measure as {name: value, name_count: count}, plain numbers for JSON; `speed` is in px/s."""
+    measures = {
+        "speed": median(clip_speeds(centres, fps)),
+        "speed_error": speed_error(centres, fps),
+        "still_share": still_share(centres, fps),
+        "straightness": straightness(centres, fps),
+        "reflection_error": reflection_error(centres, fps),
+    }
+    if log_probabilities is not None:
+        measures["identity_switches"] = identity_switches(log_probabilities, centres)
+    values = {name: value for name, (value, _) in measures.items()}
+    return values | {f"{name}_count": count for name, (_, count) in measures.items()}

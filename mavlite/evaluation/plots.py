@@ -1,0 +1,75 @@
+"""The pictures of a report: where digits are lost, what is confused with what, how motion follows the rate."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DIGITS = range(10)
+
+
+def save_plots(report, folder):
+    """Write a PNG for each part of a report (a dict, as in report.json) that has one; returns their paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, plot in (("accuracy", plot_accuracy), ("confusion", plot_confusion), ("distances", plot_distances),
+                       ("motion", plot_motion)):
+        figure = plot(report)
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
+        plt.close(figure)
+    return paths
+
+
+def plot_accuracy(report):
+    """Prompt accuracy along the cascade, with its intervals; the dashed line is the score of real clips."""
+    rows = [row for row in report["scores"] if row["section"] == "prompt accuracy" and row["unit"] == "clips"]
+    figure, axes = plt.subplots(figsize=(7, 3))
+    values = [row["value"] for row in rows]
+    errors = [[row["value"] - row["interval"][0] for row in rows], [row["interval"][1] - row["value"] for row in rows]]
+    axes.barh([row["score"] for row in rows], values, xerr=errors, color="0.7", ecolor="0.2", capsize=3)
+    axes.axvline(rows[0]["value"], linestyle="--", color="black")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="clips whose pair of digits is found")
+    return figure
+
+
+def plot_confusion(report):
+    """Left: accuracy for each pair of digits. Right: which digit was found in place of another."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
+    matrix = report["confusion"]
+    share = [[count / max(1.0, sum(row)) for count in row] for row in matrix]
+    for axes, table, title in ((left, report["accuracy_by_pair"], "pair found (share of clips)"),
+                               (right, share, "digit asked (row), found (column)")):
+        image = axes.imshow([[float("nan") if x is None else x for x in row] for row in table], vmin=0, vmax=1, cmap="gray")
+        axes.set(xticks=DIGITS, yticks=DIGITS, title=title)
+        figure.colorbar(image, ax=axes, fraction=0.046)
+    return figure
+
+
+def plot_distances(report):
+    """MM-FID and MM-FVD of generated clips between those of real ones and of known corruptions."""
+    tables = [name for name in ("MM-FID", "MM-FVD") if name in report["distances"]]
+    figure, all_axes = plt.subplots(1, len(tables), figsize=(4.5 * len(tables), 3), squeeze=False)
+    for axes, name in zip(all_axes[0], tables):
+        table = report["distances"][name]
+        colours = ["black" if key == "generated" else "0.7" for key in table]
+        axes.barh(list(table), list(table.values()), color=colours)
+        axes.set(title=name, xscale="log")
+        axes.invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def plot_motion(report):
+    """Median speed against the key-frame rate: 36 px/s is right at any rate."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    for which, marker in (("real", "o"), ("generated", "x")):
+        axes.plot([m["fps"] for m in report["motion"]], [m[which]["speed"] for m in report["motion"]], marker=marker, label=which)
+    axes.axhline(36, linestyle="--", color="0.5")
+    axes.set(xscale="log", xlabel="key frames per second", ylabel="median speed, px/s", ylim=(0, 60))
+    axes.legend()
+    return figure

@@ -1,0 +1,318 @@
+"""`mavlite evaluate`: every score of the cascade in one report, each beside a ceiling and a floor.
+
+The ceiling is the same score on real clips of the test split, the floor a trivial baseline. Nothing here
+was seen in training: test digits, other clips, and networks that share nothing with those that generate.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from tqdm import tqdm
+
+from mavlite import cascade
+from mavlite.checkpoint import SHIPPED
+from mavlite.device import autocast
+from mavlite.errors import MavliteError
+from mavlite.evaluation import distances, fidelity, motion
+from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval, score
+from mavlite.evaluation.judge import judge_clips
+from mavlite.evaluation.samples import RealClips, decode, generate, image_embeds, text_embeds
+from mavlite.evaluation.tracker import match, track
+from mavlite.evaluation.video_features import embed_clips
+from mavlite.moving_mnist import box_resize
+from mavlite.pipeline import MakeAVideo, to_unit
+from mavlite.prompts import PAIRS, make_prompt
+from mavlite.stages import MEASURING, load_network
+
+MOTION_FPS = (3, 6, 12, 24)                  # key-frame rates at which motion is measured
+SKIPS = (2, 3, 5)                            # of upF
+
+
+@dataclass
+class Sizes:
+    """How many clips each part looks at."""
+    videos: int                              # whole cascade: accuracy, CLIPSIM, MM-FID, MM-FVD
+    motion: int                              # key-frame clips for each rate
+    frames: int                              # real clips for upF and super-resolution
+    timed: int                               # videos timed, one by one
+
+
+FULL, QUICK = Sizes(2048, 256, 256, 5), Sizes(22, 22, 8, 1)
+
+
+class Evaluation:
+    """Loads everything once; each method is a part of the report and returns or stores its scores."""
+
+    def __init__(self, weights=None, sizes=FULL, seed=0, device=None, progress=False):
+        self.pipe = MakeAVideo.from_pretrained(weights, device=device)
+        self.judge, self.tracker, self.features = (
+            load_network(weights or SHIPPED, stage, device=self.pipe.device)[0] for stage in MEASURING)
+        self.sizes, self.seed, self.progress, self.data = sizes, seed, progress, self.pipe.data
+        self.real = RealClips(self.data, sizes.videos)
+        self.scores = []
+
+    def add(self, section, name, value, n, *, unit, interval=None, ceiling=None, floor=None, **more):
+        self.scores.append({"section": section, "score": name, "value": value, "n": n, "unit": unit,
+                            "interval": interval, "ceiling": ceiling, "floor": floor, **more})
+
+    def run(self):
+        """The whole report as a dict of plain numbers, ready for JSON."""
+        started, report = time.perf_counter(), {}
+        parts = [self.prompt_accuracy, self.clip_similarity, self.frechet, self.motion, self.interpolation,
+                 self.super_resolution, self.cost]
+        with torch.inference_mode():
+            bar = tqdm(total=len(parts) + 1, disable=not self.progress)
+            bar.set_description("videos")
+            self.made = generate(self.pipe, self.sizes.videos, seed=self.seed, progress=self.progress)
+            bar.update()
+            for part in parts:
+                bar.set_description(part.__name__.replace("_", " "))
+                report |= part() or {}
+                bar.update()
+            bar.close()
+        return {"digits": self.real.source, "seed": self.seed, "sizes": vars(self.sizes), "device": self.pipe.device.type,
+                "torch": torch.__version__, "threads": torch.get_num_threads(),
+                "seconds": time.perf_counter() - started, "scores": self.scores, **report}
+
+    # ------------------------------------------------------------ prompt accuracy
+
+    def prompt_accuracy(self):
+        """Each stage with perfect input, then in chain: where is accuracy lost?"""
+        large, chance = self.data.sizes[-1], 1 / len(PAIRS)
+        truth = image_embeds(self.pipe, self.real.conditions())
+        chain = {"real clips": (self.real.frames(large), self.real.pairs),
+                 "true embedding, D, one frame": (decode(self.pipe, "decoder", truth), self.real.pairs),
+                 "true embedding, D^t": (decode(self.pipe, "decoder_t", truth), self.real.pairs),
+                 "prompt, P, D^t": (self.made.frames["decoder_t"], self.made.pairs),
+                 "... upF, frames between": (self.made.frames["interpolation"], self.made.pairs),
+                 "... SR_l^t": (self.made.frames["sr_l_t"], self.made.pairs),
+                 "... SR_h: the whole cascade": (self.made.frames["sr_h"], self.made.pairs)}
+        results = {name: score(self.judge, *given) for name, given in chain.items()}
+        real = results["real clips"]
+        for name, result in results.items():
+            ceiling = real["frame"] if "one frame" in name else real["clip"]
+            self.add("prompt accuracy", name, result["clip"], result["clips"], unit="clips", interval=result["interval"],
+                     ceiling=ceiling, floor=chance)
+        whole = results["... SR_h: the whole cascade"]
+        self.add("prompt accuracy", "the whole cascade, frame by frame", whole["frame"], whole["clips"], unit="frames",
+                 ceiling=real["frame"], floor=chance)
+        by_pair = accuracy_by_pair(self.made.pairs, whole["found"])
+        return {"confusion": digit_confusion(self.made.pairs, whole["found"]).tolist(),
+                "accuracy_by_pair": [[None if x != x else x for x in row] for row in by_pair.tolist()]}
+
+    # ------------------------------------------------------------ CLIPSIM and the prior
+
+    def clip_similarity(self):
+        """Text-frame cosine under C, and how good P's embeddings are. C is part of the cascade: not blind."""
+        wanted = F.normalize(text_embeds(self.pipe, self.made.prompts), dim=-1)                      # n d
+        real_prompts = [make_prompt(*PAIRS[pair], False, False) for pair in self.real.pairs.tolist()]
+        real_text = F.normalize(text_embeds(self.pipe, real_prompts), dim=-1)
+
+        def similarity(frames, text):
+            embeds = image_embeds(self.pipe, rearrange(frames, "n c f h w -> (n f) c h w"))
+            embeds = rearrange(F.normalize(embeds, dim=-1), "(n f) d -> n f d", n=len(frames))
+            return torch.einsum("n f d, n d -> n f", embeds, text).mean(dim=1)                       # n
+        generated = similarity(self.made.frames["sr_h"], wanted)
+        self.add("CLIPSIM", "frames and prompt", generated.mean().item(), len(generated), unit="cosine",
+                 interval=fidelity.bootstrap(generated),
+                 ceiling=similarity(self.real.frames(self.data.sizes[-1]), real_text).mean().item(),
+                 floor=similarity(self.made.frames["sr_h"], wanted.roll(1, dims=0)).mean().item())
+
+        real = F.normalize(image_embeds(self.pipe, self.real.conditions()), dim=-1)
+        made = F.normalize(self.made.image_embeds, dim=-1)
+        captions = F.normalize(text_embeds(self.pipe, [make_prompt(*pair, False, False) for pair in PAIRS]), dim=-1)
+        same, cosine = self.made.pairs[:, None] == self.real.pairs, made @ real.T                    # n n
+        within = (real @ real.T)[(self.real.pairs[:, None] == self.real.pairs).fill_diagonal_(False)]
+        self.add("prior", "cosine with real embeddings of the pair", cosine[same].mean().item(), int(same.sum()),
+                 unit="cosine", ceiling=within.mean().item() if len(within) else None, floor=cosine[~same].mean().item())
+        hit = ((made @ captions.T).argmax(dim=1) == self.made.pairs).float().mean().item()
+        self.add("prior", "nearest of the 55 prompts is its own", hit, len(made), unit="share", interval=interval(hit, len(made)),
+                 ceiling=((real @ captions.T).argmax(dim=1) == self.real.pairs).float().mean().item(), floor=1 / len(PAIRS))
+
+    # ------------------------------------------------------------ distances
+
+    def frechet(self):
+        """MM-FID and MM-FVD, with those of known corruptions, which both must rank as worse than real."""
+        size, n = self.data.sizes[-1], self.sizes.videos
+        real, other = self.real.frames(size), RealClips(self.data, n, start=n).frames(size)
+
+        def of_frames(clips):
+            folded = rearrange(clips, "n c f h w -> (n f) c h w")
+            return torch.cat([self.judge.embed(part.to(self.pipe.device)).float().cpu() for part in folded.split(512)])
+
+        def of_clips(clips):
+            return embed_clips(self.features, clips)
+        tables, ranks = {}, {}
+        for name, features in (("MM-FID", of_frames), ("MM-FVD", of_clips)):
+            table, ranks[name] = distances.corruption_table(features, real, other, self.seed)
+            if name == "MM-FID":                             # frames alone know nothing of time
+                table = {key: table[key] for key in ("real", "jitter", "blur")}
+                ranks[name] = min(table["jitter"], table["blur"]) > table["real"]
+            table["generated"] = distances.frechet_distance(features(real), features(self.made.frames["sr_h"]))
+            mildest = min(value for key, value in table.items() if key not in ("real", "generated"))
+            self.add(name, "generated against real", table["generated"], n, unit="distance", ceiling=table["real"], floor=mildest)
+            tables[name] = dict(sorted(table.items(), key=lambda item: item[1]))
+        return {"distances": tables, "corruptions rank as worse": ranks}
+
+    # ------------------------------------------------------------ motion
+
+    def motion(self):
+        """Motion of D^t's key frames at several rates, through the tracker, beside real clips through it."""
+        n, table = self.sizes.motion, []
+        embeds = self.made.image_embeds[torch.arange(n) % len(self.made.image_embeds)]
+        real = RealClips(self.data, n)
+        for fps in MOTION_FPS:
+            clips = {"real": real.frames(self.data.sizes[0], fps), "generated": decode(self.pipe, "decoder_t", embeds, fps=fps)}
+            entry = {"fps": fps}
+            for which, frames in clips.items():
+                centres = track(self.tracker, frames)
+                entry[which] = motion.summary(centres, fps, judge_clips(self.judge, frames))
+                if which == "real":
+                    true = real.centres(fps)
+                    entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
+            table.append(entry)
+        for name, unit in (("speed_error", "share"), ("identity_switches", "clips"), ("straightness", "share"),
+                           ("reflection_error", "px"), ("still_share", "clips")):
+            for entry in table:
+                made, real = entry["generated"], entry["real"]
+                if made[f"{name}_count"] and (name == "speed_error" or entry["fps"] == self.data.fps):
+                    self.add("motion", f"{name.replace('_', ' ')} at {entry['fps']} fps", made[name], made[f"{name}_count"],
+                             unit=unit, ceiling=real[name] if real[f"{name}_count"] else None)
+        return {"motion": table}
+
+    # ------------------------------------------------------------ interpolation
+
+    def interpolation(self):
+        """Hidden frames of real clips: upF against baselines that see the same pixels."""
+        n, size = self.sizes.frames, self.data.sizes[0]
+        real = RealClips(self.data, n)
+        embeds = image_embeds(self.pipe, real.conditions())
+        for skip in SKIPS:
+            keys = (self.data.num_frames - 1) // skip + 1
+            length = (keys - 1) * skip + 1
+            true = real.frames(size, self.data.fps * skip, length)
+            hidden = torch.arange(length) % skip > 0
+            filled = self._fill(true, ~hidden, embeds, skip)
+            known = true[:, :, ::skip]
+            self._compare(f"upF, skip {skip}", filled, true, hidden, fidelity.linear_blend(known, skip),
+                          fidelity.nearest_frame(known, skip))
+        half = self.data.num_frames // 2
+        true = real.frames(size)
+        for name, hidden, last in (("forward", torch.arange(2 * half) >= half, half - 1),
+                                   ("backward", torch.arange(2 * half) < half, half)):
+            filled = self._fill(true, ~hidden, embeds, 1)
+            still = torch.where(hidden.view(1, 1, -1, 1, 1), true[:, :, last:last + 1], true)
+            self._compare(f"upF, extrapolation {name}", filled, true, hidden, still)
+
+    def _fill(self, frames, known, embeds, skip):
+        network, config, parts = self.pipe.networks["interpolation"], self.pipe.configs["interpolation"], []
+        with autocast(self.pipe.device, self.pipe.precision):
+            for start in range(0, len(frames), 16):
+                part, y_e = (x[start:start + 16].to(self.pipe.device) for x in (frames, embeds))
+                noise = cascade.Noise(self.seed, range(start, start + len(part)), "interpolation", self.pipe.device)
+                filled = cascade.fill_frames(network, config, noise, part[:, None] * 2 - 1, known.to(self.pipe.device), y_e,
+                                             self.data.fps, skip)
+                parts.append(to_unit(filled[:, 0]).float().cpu())
+        return torch.cat(parts)
+
+    def _compare(self, name, made, true, hidden, *baselines):
+        """PSNR and SSIM of the hidden frames against the better baseline."""
+        made, true, *baselines = (x[:, :, hidden] for x in (made, true, *baselines))
+        for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
+            values = measure(made, true)
+            self.add("frames between", name, values.mean().item(), len(values), unit=unit, interval=fidelity.bootstrap(values),
+                     floor=max(measure(baseline, true).mean().item() for baseline in baselines))
+
+    # ------------------------------------------------------------ super-resolution
+
+    def super_resolution(self):
+        """PSNR and SSIM against bicubic on clean frames and on upF's; flicker, the paper's two claims."""
+        n, (small, middle, large) = self.sizes.frames, self.data.sizes
+        real, skip = RealClips(self.data, n), self.data.frame_skip
+        keys = (self.data.num_frames - 1) // skip + 1
+        length = (keys - 1) * skip + 1
+        full = real.frames(64, self.data.fps * skip, length)
+        low, mid, high = (box_resize(full, size) for size in (small, middle, large))
+        filled = self._fill(low, torch.arange(length) % skip == 0, image_embeds(self.pipe, real.conditions()), skip)
+        together, alone = self._enlarge("sr_l_t", low), self._enlarge("sr_l", low)
+        shared, independent = self._enlarge("sr_h", mid, True), self._enlarge("sr_h", mid, False)
+        for name, made, given, true in (
+                ("SR_l^t, clean input", together, low, mid), ("SR_l^t, upF's frames", self._enlarge("sr_l_t", filled), filled, mid),
+                ("SR_l, clean input", alone, low, mid), ("SR_h, clean input", shared, mid, high),
+                ("SR_h, SR_l^t's frames", self._enlarge("sr_h", together, True), together, high)):
+            for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
+                values = measure(made, true)
+                self.add("super-resolution", name, values.mean().item(), n, unit=unit, interval=fidelity.bootstrap(values),
+                         floor=measure(fidelity.bicubic(given, true.shape[-1]), true).mean().item())
+        for name, first, second, true in (("SR_l^t / SR_l frame by frame", together, alone, mid),
+                                          ("SR_h shared / independent noise", shared, independent, high)):
+            a, b = fidelity.flicker(first, true), fidelity.flicker(second, true)
+            self.add("flicker", name, (a.mean() / b.mean()).item(), n, unit="ratio", interval=fidelity.bootstrap(a, b))
+
+    def _enlarge(self, stage, frames, shared_noise=False):
+        network, config, parts = self.pipe.networks[stage], self.pipe.configs[stage], []
+        with autocast(self.pipe.device, self.pipe.precision):
+            for start in range(0, len(frames), 16):
+                part = frames[start:start + 16].to(self.pipe.device) * 2 - 1
+                noise = cascade.Noise(self.seed, range(start, start + len(part)), stage, self.pipe.device)
+                made = cascade.run_super_resolution(network, config, noise, part, shared_noise=shared_noise)
+                parts.append(to_unit(made).float().cpu())
+        return torch.cat(parts)
+
+    # ------------------------------------------------------------ cost
+
+    def cost(self):
+        """Median seconds of each stage for one video, and the peak of memory."""
+        if self.pipe.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.pipe.device)
+        self.pipe("two and 4")                               # warm up
+        runs = [self.pipe("two and 4", seed=k).seconds for k in range(self.sizes.timed)]
+        seconds = {name: torch.tensor([run[name] for run in runs]).median().item() for name in runs[0]}
+        for name, value in {**seconds, "in all": sum(seconds.values())}.items():
+            self.add("cost", name, value, len(runs), unit="s a video")
+        if self.pipe.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.pipe.device)
+        else:                                                # of the whole process, evaluation included
+            import resource
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.add("cost", "peak memory", peak / 2**30, 1, unit="GiB")
+
+
+def print_table(report):
+    """The scores, one a line: value, 95 % interval, ceiling (real clips), floor (baseline)."""
+    print(f"{'':42s} {'score':>8s} {'95 % interval':>17s} {'ceiling':>8s} {'floor':>8s} {'n':>6s}  unit")
+    section = None
+    for row in report["scores"]:
+        if row["section"] != section:
+            section = row["section"]
+            print(section)
+        ceiling, floor = (f"{row[key]:8.3f}" if row[key] is not None else " " * 8 for key in ("ceiling", "floor"))
+        between = "{:7.3f} ... {:.3f}".format(*row["interval"]) if row["interval"] else ""
+        print(f"  {row['score']:40s} {row['value']:8.3f} {between:>17s} {ceiling} {floor} {row['n']:6d}  {row['unit']}")
+
+
+def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None):
+    """Write a report (JSON) with plots beside it, and print its table; returns the report."""
+    out, sizes = Path(out), QUICK if quick else FULL
+    if videos is not None:
+        sizes = Sizes(videos, min(videos, sizes.motion), min(videos, sizes.frames), sizes.timed)
+    if sizes.videos < 2:
+        raise MavliteError("a distance between sets of clips needs 2 videos or more")
+    if out.suffix != ".json":
+        raise MavliteError(f"{out}: a report is written as .json")
+    try:                                                     # before hours of work
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
+    except OSError as error:
+        raise MavliteError(f"{out}: cannot be written ({error.strerror})") from None
+    from mavlite.evaluation.plots import save_plots          # matplotlib takes a while to import
+    report = Evaluation(weights, sizes, seed, device, progress=True).run()
+    print_table(report)
+    out.write_text(json.dumps(report, indent=1))
+    print(f"wrote {out}", *save_plots(report, out.with_suffix("")), sep="\n      ")
+    return report

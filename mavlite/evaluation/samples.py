@@ -1,0 +1,107 @@
+"""The clips that an evaluation looks at: real ones of the test split, and generated ones for all 55 prompts."""
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from mavlite import cascade
+from mavlite.device import autocast
+from mavlite.digits import load_digits
+from mavlite.moving_mnist import LabelledClips
+from mavlite.pipeline import to_unit
+from mavlite.prompts import PAIRS, make_prompt, pair_index
+
+TEST_SEED = 20_000                           # of the simulator: test clips are no stage's training clips
+
+
+class RealClips:
+    """`count` clips of the test split, with all that is known about them. start: index of the first."""
+
+    def __init__(self, data, count, start=0):
+        digits = load_digits("test", data.digits)
+        self.data, self.indices, self.source = data, range(start, start + count), digits.source
+        self.clips = LabelledClips(digits, TEST_SEED, data.channels)
+        labels = self.clips.labels(self.indices)
+        self.pairs = pair_index(labels[:, 0], labels[:, 1])                          # n
+
+    def _fps(self, fps):
+        return torch.full((len(self.indices),), float(fps or self.data.fps))
+
+    def frames(self, size, fps=None, num_frames=None, indices=None):
+        """(n, c, f, size, size) in [0, 1], key frames by default."""
+        indices = self.indices if indices is None else indices
+        return self.clips.clips(indices, fps or self.data.fps, num_frames or self.data.num_frames, size)[0]
+
+    def centres(self, fps=None):
+        """(n, f, 2, 2) px on the 64-px canvas."""
+        return self.clips.centres(self.indices, self._fps(fps), self.data.num_frames)
+
+    def conditions(self):
+        """Conditioning frames (n, c, h, w)."""
+        return self.clips.condition_frames(self.indices, self.data.sizes[0])
+
+
+@dataclass
+class Generated:
+    """Videos from prompts, all pairs in turn.
+
+    frames: stage -> (n, c, f, h, w) in [0, 1], the frames at key times as that stage left them; of upF,
+    which copies those through, the ones halfway between.
+    """
+    prompts: list
+    pairs: torch.Tensor                      # (n,) index into `prompts.PAIRS`
+    frames: dict
+    image_embeds: torch.Tensor               # (n, d) what P made of the prompts
+    text_embeds: torch.Tensor                # (n, d)
+
+
+STAGES_OF_A_VIDEO = ("decoder_t", "interpolation", "sr_l_t", "sr_h")
+
+
+def generate(pipe, count, *, seed=0, batch=8, progress=False):
+    """`count` videos with the default settings; not all frames are kept, so that thousands fit in memory."""
+    pairs = torch.arange(count) % len(PAIRS)
+    prompts = [make_prompt(*PAIRS[pair], k // 55 % 2 == 0, k // 110 % 2 == 0) for k, pair in enumerate(pairs.tolist())]
+    parts = {name: [] for name in (*STAGES_OF_A_VIDEO, "image_embeds", "text_embeds")}
+    for start in tqdm(range(0, count, batch), desc="videos", disable=not progress, leave=False):
+        stages = pipe(prompts[start:start + batch], seed=seed, index=start).stages
+        for name, kept in parts.items():
+            x = stages[name]
+            first = pipe.data.frame_skip // 2 if name == "interpolation" else 0
+            kept.append(x if name in ("decoder_t", "image_embeds", "text_embeds") else x[:, :, first::pipe.data.frame_skip])
+    whole = {name: torch.cat(kept) for name, kept in parts.items()}
+    return Generated(prompts, pairs, {name: whole[name] for name in STAGES_OF_A_VIDEO}, whole["image_embeds"],
+                     whole["text_embeds"])
+
+
+@torch.no_grad()
+def decode(pipe, stage, embeds, *, fps=None, seed=1, batch=32):
+    """What `decoder` or `decoder_t` makes of image embeddings (n, d): key frames (n, c, f, h, w) in [0, 1]
+    (for `decoder` f = 1)."""
+    network, config, parts = pipe.networks[stage], pipe.configs[stage], []
+    with autocast(pipe.device, pipe.precision):
+        for start in range(0, len(embeds), batch):
+            y_e = embeds[start:start + batch].to(pipe.device)
+            noise = cascade.Noise(seed, range(start, start + len(y_e)), stage, pipe.device)
+            if stage == "decoder":
+                frames = cascade.run_decoder(network, config, noise, y_e)[:, :, None]
+            else:
+                frames = cascade.run_decoder_t(network, config, noise, y_e, fps or pipe.data.fps)
+            parts.append(to_unit(frames).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def image_embeds(pipe, frames, batch=256):
+    """C_y of frames (n, c, h, w) in [0, 1]: (n, d), on the CPU."""
+    with autocast(pipe.device, pipe.precision):
+        return torch.cat([pipe.networks["clip"].image_embeds(part.to(pipe.device)).float().cpu()
+                          for part in frames.split(batch)])
+
+
+@torch.no_grad()
+def text_embeds(pipe, prompts):
+    """C_x of prompts: (n, d), on the CPU."""
+    with autocast(pipe.device, pipe.precision):
+        return pipe.networks["clip"].text(prompts)[1].float().cpu()
