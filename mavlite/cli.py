@@ -36,6 +36,8 @@ def parser():
     p.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint, or start it")
     p.add_argument("--init-from", metavar="WEIGHTS", help="start from a weights folder of the same stage, with a fresh optimizer")
     p.add_argument("--weights", help="folder with the weights of the stages this one needs (default: those in the package)")
+    p.add_argument("--reference", metavar="CSV",
+                   help="a loss curve to see beside this run's in RUN/loss.png (configs/curves/cpu/STAGE.csv)")
     p.set_defaults(run=train)
 
     p = commands.add_parser("reproduce", help="train all stages in order; stop it, run it again, it goes on")
@@ -81,7 +83,7 @@ def train(args):
     from mavlite.config import load_config
     from mavlite.reproduce import train_stage
     train_stage(load_config(args.config, args.stage, args.overrides), args.out, weights=args.weights or SHIPPED,
-                init_from=args.init_from, resume=args.resume, device=args.device)
+                init_from=args.init_from, resume=args.resume, reference=args.reference, device=args.device)
 
 
 def reproduce(args):

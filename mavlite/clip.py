@@ -5,6 +5,7 @@ is what this domain needs. Any public open_clip checkpoint can stand in its plac
 pretrained: <tag or safetensors file>}`) and then takes any text.
 """
 
+import functools
 import math
 import socket
 from pathlib import Path
@@ -35,9 +36,15 @@ def _without_batch_norm(module):
 
 
 def _for_small_frames(model):
-    """Adapt open_clip's ResNet tower: no pooling in the stem, so that it takes frames of half its nominal size."""
+    """Adapt open_clip's ResNet tower: no pooling in the stem, so it takes frames of half its nominal size."""
     model.visual.avgpool = nn.Identity()
     return _without_batch_norm(model)
+
+
+@functools.cache
+def _bpe(context_length):
+    """open_clip's tokenizer, which reads all of its table when made: half a second."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 class CompactTokenizer:
@@ -48,17 +55,19 @@ class CompactTokenizer:
     """
 
     def __init__(self, context_length):
-        self.bpe = open_clip.SimpleTokenizer(context_length=context_length)
+        self.bpe = _bpe(context_length)
         ids = sorted({i for word in VOCABULARY for i in self.bpe.encode(word)})
-        self.table = {i: new for new, i in enumerate([0, *ids, self.bpe.sot_token_id, self.bpe.eot_token_id])}
+        ids = [0, *ids, self.bpe.sot_token_id, self.bpe.eot_token_id]
+        self.table = {i: new for new, i in enumerate(ids)}
         self.vocab_size, self.context_length = len(self.table), context_length
 
     def __call__(self, prompts):
-        """list of str -> int64 (n, context_length). Raises MavliteError for unknown words and long prompts."""
+        """list of str -> int64 (n, context_length). MavliteError for unknown words and for long prompts."""
         for prompt in prompts:
             check_words(prompt)
             if len(self.bpe.encode(prompt)) + 2 > self.context_length:
-                raise MavliteError(f"the prompt {prompt!r} is too long: at most {self.context_length - 2} words")
+                raise MavliteError(f"the prompt {prompt!r} is too long: at most {self.context_length - 2} "
+                                   "words")
         table = [[self.table[i] for i in row] for row in self.bpe(list(prompts)).tolist()]
         return torch.tensor(table)
 
@@ -75,8 +84,9 @@ class Clip(nn.Module):
                 config.embed_dim,
                 open_clip.CLIPVisionCfg(layers=tuple(config.vision_layers), width=width, head_width=width * 8,
                                         image_size=2 * config.image_size),
-                open_clip.CLIPTextCfg(context_length=config.context_length, vocab_size=self.tokenizer.vocab_size,
-                                      width=config.text_width, heads=4, layers=config.text_layers),
+                open_clip.CLIPTextCfg(context_length=config.context_length,
+                                      vocab_size=self.tokenizer.vocab_size, width=config.text_width, heads=4,
+                                      layers=config.text_layers),
                 init_logit_scale=math.log(10), output_dict=False))
             self.image_size = config.image_size
             mean, std = (0.0,) * 3, (0.3,) * 3                # black stays 0: the empty canvas says nothing
@@ -87,7 +97,8 @@ class Clip(nn.Module):
             self.image_size = size if isinstance(size, int) else size[0]
         self.tiny = config.model == "tiny"
         self.embed_dim = self.model.text_projection.shape[-1]
-        self.token_dim, self.context_length = self.model.ln_final.normalized_shape[0], self.model.context_length
+        self.token_dim = self.model.ln_final.normalized_shape[0]
+        self.context_length = self.model.context_length
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -153,24 +164,24 @@ def _public_model(config):
                            ".safetensors file")
     path = Path(config.pretrained)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
-        raise MavliteError(f"clip.pretrained: {path} is a pickle, which is never loaded; convert it to .safetensors")
+        raise MavliteError(f"clip.pretrained: {path} is a pickle, which is never loaded; convert it to "
+                           ".safetensors")
     if path.suffix != ".safetensors":
         path = _fetch(config.model, config.pretrained)
     elif not path.is_file():
         raise MavliteError(f"clip.pretrained: {path}: no such file")
-    model = open_clip.create_model(config.model, load_weights=False)
-    if not isinstance(model, open_clip.CLIP):
-        raise MavliteError(f"clip.model: {config.model} is not a plain CLIP; choose one such as ViT-B-32")
-    try:
-        open_clip.load_checkpoint(model, str(path))
+    try:                                                     # created with its weights, or it warns of none
+        model = open_clip.create_model(config.model, pretrained=str(path))
     except Exception as error:                               # safetensors and torch raise many kinds
         raise MavliteError(f"clip.pretrained: {path} does not hold weights of {config.model} "
                            f"({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(model, open_clip.CLIP):
+        raise MavliteError(f"clip.model: {config.model} is not a plain CLIP; choose one such as ViT-B-32")
     return model, open_clip.get_tokenizer(config.model)
 
 
 def _fetch(model, tag):
-    """The safetensors file of a pretrained tag: from the local Hub cache, else downloaded, else an error at once."""
+    """The safetensors file of a tag: from the local Hub cache, else downloaded, else an error at once."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -188,5 +199,6 @@ def _fetch(model, tag):
         socket.create_connection(("huggingface.co", 443), timeout=5).close()
         return Path(hf_hub_download(repository, name))
     except Exception as error:
+        reason = " ".join(str(error).split())[:100]
         raise MavliteError(f"clip.pretrained: {tag!r} is not in the local cache and cannot be downloaded "
-                           f"({' '.join(str(error).split())[:100]}); give a local .safetensors file") from None
+                           f"({reason}); give a local .safetensors file") from None

@@ -94,10 +94,17 @@ class UNetConfig:
     head_dim: int = 32
     context_tokens: int = 4
     emb_dim: int = 192
+    # For ablations (`python -m benchmarks.ablations`): which layers see time, and how those start.
+    temporal_layers: list[str] = field(default_factory=lambda: ["convolution", "attention"])
+    temporal_init: str = "identity"          # identity, random
 
     def __post_init__(self):
         _require(self.channels and min(self.channels) > 0, f"model.channels: {self.channels} must be positive widths")
         _require(self.blocks > 0 and self.patch_size > 0, "model.blocks and model.patch_size must be 1 or more")
+        _require(set(self.temporal_layers) <= {"convolution", "attention"},
+                 f"model.temporal_layers: {self.temporal_layers} holds more than convolution and attention")
+        _require(self.temporal_init in ("identity", "random"),
+                 f"model.temporal_init: {self.temporal_init!r} is neither identity nor random")
         for level in self.attention:
             _require(0 <= level < len(self.channels), f"model.attention: there is no level {level}")
             _require(self.channels[level] % self.head_dim == 0,
@@ -148,6 +155,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 64                     # of all ranks and accumulation steps together
     accumulate: int = 1                      # micro-batches a step
+    inflate: bool = True                     # start from the stage that the table names; False: from nothing
     optimizer: str = "muon"                  # muon (for matrices and kernels; AdamW for the rest) or adamw
     lr: float = 1e-3                         # AdamW
     muon_lr: float = 0.02

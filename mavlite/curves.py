@@ -44,14 +44,20 @@ def keep_reference(run, path):
 
 
 def plot_loss(run, reference=None):
-    """Write run/loss.png: the run's losses, over the reference's if there is one; returns its path."""
+    """Write run/loss.png: the run's losses, over the reference's if there is one; returns its path.
+
+    Of a run too short for a line in its log there is nothing to draw: None.
+    """
+    log = Path(run) / "log.csv"
+    if len(log.read_text().splitlines()) < 2:
+        return None
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(6, 3.5))
     if reference is not None:
         axes.plot(*read_curve(reference), color="0.6", linewidth=4, label=f"reference, {Path(reference).stem}")
-    axes.plot(*thin(*read_curve(Path(run) / "log.csv"), points=4 * POINTS), color="black", linewidth=1, label="this run")
+    axes.plot(*thin(*read_curve(log), points=4 * POINTS), color="black", linewidth=1, label="this run")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     path = Path(run) / "loss.png"

@@ -24,8 +24,8 @@ def diffusion_loss(
                    "hybrid"   simple + vlb_weight * variational bound, see `variational_bound`
                               (Nichol & Dhariwal 2021, eq. 16; the paper's D follows unCLIP in this).
         min_snr_gamma: for "min_snr", the most that an x_0 error may count.
-        weight: broadcastable to x_0, for example 1 on hidden and 0 on known frames. The mean is then over the
-            weighted elements; nothing weighted gives 0.
+        weight: broadcastable to x_0, for example 1 on hidden and 0 on known frames. A sample's loss is then
+            the mean over its weighted elements, 0 where there are none; all samples count alike.
         vlb_weight: for "hybrid".
 
     Returns:
@@ -59,11 +59,16 @@ def diffusion_loss(
 
 
 def weighted_mean(error, weight=None):
-    """Mean of error, or sum(weight error) / sum(weight) with weight broadcast to error's shape."""
+    """Mean of error (b, ...), or the mean over samples of each one's sum(weight error) / sum(weight).
+
+    Not of the sums over the batch: parts of a batch, as micro-batches and ranks are, then have losses whose
+    mean is that of the whole, however their weights differ.
+    """
     if weight is None:
         return error.mean()
-    weight = weight.to(error.dtype).expand_as(error)
-    return (weight * error).sum() / weight.sum().clamp(min=torch.finfo(error.dtype).tiny)
+    weight = weight.to(error.dtype).expand_as(error).flatten(1)                  # (b, n)
+    total = weight.sum(dim=1).clamp(min=torch.finfo(error.dtype).tiny)
+    return ((weight * error.flatten(1)).sum(dim=1) / total).mean()
 
 
 def min_snr_weight(diffusion, t, gamma=5.0):

@@ -17,7 +17,14 @@ from mavlite.config import DataConfig
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
 from mavlite.losses import diffusion_loss
-from mavlite.moving_mnist import DRAW_FPS, LabelledClips, TextFramePairs, UnlabelledClips, box_resize, hash_uniform
+from mavlite.moving_mnist import (
+    DRAW_FPS,
+    LabelledClips,
+    TextFramePairs,
+    UnlabelledClips,
+    box_resize,
+    hash_uniform,
+)
 from mavlite.prior import renormalise
 from mavlite.prompts import pair_index
 from mavlite.stages import STAGES
@@ -48,31 +55,33 @@ class Batch:
 
 
 class Draws:
-    """Training noise: a generator seeded by (seed, step, micro-batch), so an exact resume saves no random state.
+    """Training noise: a generator seeded by (seed, step), so an exact resume saves no random state.
 
-    Numbers are drawn for the micro-batch of all ranks and sliced, so that any number of ranks sees the same.
+    Numbers are drawn for the whole step and sliced, so that any number of ranks and micro-batches sees the
+    same. (The rest is thrown away: next to a network's work, drawing costs nothing.)
     """
 
     def __init__(self, seed, batch, device, dtype=torch.float32):
-        mixed = hash_uniform(seed, torch.tensor([batch.step]), batch.micro)
-        self.generator = torch.Generator(device=device).manual_seed(int(mixed.double() * 2**24) * 1_000_003 + batch.step)
+        mixed = hash_uniform(seed, torch.tensor([batch.step]), 0)
+        self.generator = torch.Generator(device=device)
+        self.generator.manual_seed(int(mixed.double() * 2**24) * 1_000_003 + batch.step)
         self.batch, self.device, self.dtype = batch, device, dtype
 
     def _slice(self, x):
-        start = self.batch.indices[0] - self.batch.everywhere[0]
+        start = self.batch.indices[0] - self.batch.step * self.batch.size
         return x[start:start + len(self.batch.indices)]
 
     def normal(self, *shape):
-        return self._slice(torch.randn(len(self.batch.everywhere), *shape, generator=self.generator,
-                                       device=self.device, dtype=self.dtype))
+        return self._slice(torch.randn(self.batch.size, *shape, generator=self.generator, device=self.device,
+                                       dtype=self.dtype))
 
     def uniform(self):
-        return self._slice(torch.rand(len(self.batch.everywhere), generator=self.generator, device=self.device,
+        return self._slice(torch.rand(self.batch.size, generator=self.generator, device=self.device,
                                       dtype=self.dtype))
 
     def times(self):
-        """Diffusion times, stratified over the batch: one in each n-th of [0, 1), which steadies the loss."""
-        n = len(self.batch.everywhere)
+        """Diffusion times, stratified over the step: one in each n-th of [0, 1), which steadies the loss."""
+        n = self.batch.size
         shift = torch.rand(1, generator=self.generator, device=self.device, dtype=self.dtype)
         return self._slice((torch.arange(n, device=self.device, dtype=self.dtype) / n + shift) % 1)
 

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED
-from mavlite.config import SampleConfig
 from mavlite.device import autocast, keep_freed_memory, pick_device, pick_precision, synchronize
 from mavlite.errors import MavliteError
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
 from mavlite.video import Video
+
+GUIDED = ("prior", "decoder", "decoder_t", "interpolation")  # have an embedding or a prompt to be guided by
 
 
 class MakeAVideo:
@@ -32,7 +33,7 @@ class MakeAVideo:
 
     @classmethod
     def from_pretrained(cls, source=None, *, device=None, precision="auto"):
-        """source: None for the weights in the package, a folder of weights folders, or a Hub id ("owner/name").
+        """source: None for the package's weights, a folder of weights folders, or a Hub id ("owner/name").
 
         Raises MavliteError for missing, damaged or mismatched weights.
         """
@@ -48,28 +49,28 @@ class MakeAVideo:
             for key in ("sizes", "channels"):
                 had, wanted = getattr(config.data, key), getattr(reference.data, key)
                 if had != wanted:
-                    raise MavliteError(f"{folder / stage}: was trained with {key} {had}, decoder_t with {wanted}; "
-                                       "use one set of weights")
-        for name, network in networks.items():
+                    raise MavliteError(f"{folder / stage}: was trained with {key} {had}, decoder_t with "
+                                       f"{wanted}; use one set of weights")
+        for network in networks.values():
             network.to(memory_format=torch.channels_last)
         return cls(networks, configs, device, precision)
 
     @torch.no_grad()
-    def __call__(self, prompt, *, num_frames=None, fps=None, steps=None, guidance_scale=None, sampler=None, seed=0,
-                 index=0, shared_noise=True, progress=False):
+    def __call__(self, prompt, *, num_frames=None, fps=None, steps=None, guidance_scale=None, sampler=None,
+                 seed=0, index=0, shared_noise=True, progress=False):
         """Text to video, or with num_frames=1 text to image through D, SR_l and SR_h.
 
         prompt: str, or a list of them for a batch. num_frames: of the finished video, 1 ... 76 by default
         (the length of 16 key frames at skip 5). fps: key-frame rate, within what training covered; the
         finished video's is fps * skip. steps, guidance_scale, sampler: one value for every stage that has it
-        (guidance: those with an image embedding or a prompt), or a dict stage -> value. seed, index: video i of
-        the batch draws from (seed, index + i). shared_noise=False gives SR_h independent noise for each frame,
-        to see the flicker. Returns a `Video`; its `.stages` holds every intermediate, on the CPU, `.seconds`
-        the time of each stage.
+        (guidance: those with an image embedding or a prompt), or a dict stage -> value. seed, index: video i
+        of the batch draws from (seed, index + i). shared_noise=False gives SR_h independent noise for each
+        frame, to see the flicker. Returns a `Video`; its `.stages` holds every intermediate, on the CPU,
+        `.seconds` the time of each stage.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         num_frames, fps = self._checked(prompts, num_frames, fps)
-        settings = {stage: self._settings(stage, steps, guidance_scale, sampler) for stage in self.configs}
+        settings = self._settings(steps, guidance_scale, sampler)
         image = num_frames == 1
         clock = _Clock(self.device, progress, 4 if image else 6)
         indices = range(index, index + len(prompts))
@@ -89,19 +90,21 @@ class MakeAVideo:
             finished = self._image if image else self._video
             finished(network, settings, stages, y_e, num_frames, fps, clock, shared_noise)
         clock.close()
-        stages = {name: (x if name.endswith("embeds") else to_unit(x)).float().cpu() for name, x in stages.items()}
+        stages = {name: (x if name.endswith("embeds") else to_unit(x)).float().cpu()
+                  for name, x in stages.items()}
         frames = stages["sr_h"] if not image else stages["sr_h"][:, :, None]
         rate = fps * self.data.frame_skip
         return Video(frames, fps=rate, stages=stages, seconds=clock.seconds, prompts=prompts)
 
     def _video(self, network, settings, stages, y_e, num_frames, fps, clock, shared_noise):
         with clock("decoder_t"):
-            # All frames, however few are needed, wherever frames know of each other: training saw whole clips,
-            # and a shorter video is then the beginning of the longer one. Only SR_h need not make the others.
+            # All frames, however few are needed, wherever frames know of each other: training saw whole
+            # clips, and a shorter video is then the beginning of the longer one. Only SR_h need not make the
+            # others.
             keys = cascade.run_decoder_t(*network("decoder_t"), y_e, fps, settings=settings["decoder_t"])
         with clock("interpolation"):
-            frames = cascade.run_interpolation(*network("interpolation"), keys, y_e, fps, self.data.frame_skip,
-                                               settings=settings["interpolation"])
+            frames = cascade.run_interpolation(*network("interpolation"), keys, y_e, fps,
+                                               self.data.frame_skip, settings=settings["interpolation"])
         with clock("sr_l_t"):
             middle = cascade.run_super_resolution(*network("sr_l_t"), frames, settings=settings["sr_l_t"])
         frames, middle = frames[:, :, :num_frames], middle[:, :, :num_frames]
@@ -126,21 +129,28 @@ class MakeAVideo:
         most = (self.data.num_frames - 1) * self.data.frame_skip + 1
         num_frames = most if num_frames is None else num_frames
         if not 1 <= num_frames <= most:
-            raise MavliteError(f"num_frames: {num_frames} is not within 1 ... {most} ({self.data.num_frames} key frames at "
-                               f"skip {self.data.frame_skip})")
+            raise MavliteError(f"num_frames: {num_frames} is not within 1 ... {most} ({self.data.num_frames} "
+                               f"key frames at skip {self.data.frame_skip})")
         low, high = self.data.fps_range
         fps = self.data.fps if fps is None else fps
         if not low <= fps <= high:
-            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; choose within {low:g} ... {high:g}")
+            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; choose within {low:g} ... "
+                               f"{high:g}")
         return num_frames, float(fps)
 
-    def _settings(self, stage, steps, guidance_scale, sampler):
-        """A stage's own sampling settings, with what the caller overrides."""
-        own: SampleConfig = self.configs[stage].sample
-        guided = stage in ("prior", "decoder", "decoder_t", "interpolation")
-        changes = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale if guided else None}
-        changes = {key: value.get(stage) if isinstance(value, dict) else value for key, value in changes.items()}
-        return dataclasses.replace(own, **{key: value for key, value in changes.items() if value is not None})
+    def _settings(self, steps, guidance_scale, sampler):
+        """Each stage's own sampling settings, with what the caller overrides: stage -> SampleConfig."""
+        changes = {stage: {} for stage in self.configs}
+        given = {"steps": (steps, tuple(self.configs)), "sampler": (sampler, tuple(self.configs)),
+                 "guidance_scale": (guidance_scale, GUIDED)}
+        for key, (value, stages) in given.items():
+            values = value if isinstance(value, dict) else {stage: value for stage in stages}
+            for stage in values:
+                if stage not in stages:
+                    raise MavliteError(f"{key}: no stage {stage!r} takes it; name {', '.join(stages)}")
+                if values[stage] is not None:
+                    changes[stage][key] = values[stage]
+        return {stage: dataclasses.replace(self.configs[stage].sample, **changes[stage]) for stage in changes}
 
 
 def to_unit(frames):
@@ -159,7 +169,8 @@ def _weights_folder(source):
         raise MavliteError(f"{source}: no such folder of weights")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*/model.safetensors", "*/config.json"], etag_timeout=5))
+        return Path(snapshot_download(str(source), allow_patterns=["*/model.safetensors", "*/config.json"],
+                                      etag_timeout=5))
     except Exception as error:                               # the Hub client raises many kinds
         raise MavliteError(f"{source}: neither a folder nor a reachable Hub repository "
                            f"({' '.join(str(error).split())[:100]})") from None
@@ -170,7 +181,8 @@ class _Clock:
 
     def __init__(self, device, progress, total):
         self.device, self.seconds = device, {}
-        self.bar = tqdm(total=total, disable=not progress, unit="stage", bar_format="{desc:14s} {bar:20} {n}/{total} [{elapsed}]")
+        self.bar = tqdm(total=total, disable=not progress, unit="stage",
+                        bar_format="{desc:14s} {bar:20} {n}/{total} [{elapsed}]")
 
     def __call__(self, name):
         self.name = name

@@ -10,6 +10,7 @@ from mavlite.device import autocast
 from mavlite.moving_mnist import box_resize
 from mavlite.pipeline import to_unit
 from mavlite.prompts import PAIRS, make_prompt
+from mavlite.training import uninterrupted
 from mavlite.video import contact_sheet
 
 COUNT = 6                                    # rows of the picture
@@ -20,14 +21,15 @@ FIRST_INDEX = 1_000_000_000                  # clips that no step of training re
 def save_preview(trainer, path):
     """Write a PNG for the trainer's stage: samples above one another, with what they were made from."""
     current = {name: p.detach().clone() for name, p in trainer.network.state_dict().items()}
-    trainer.network.load_state_dict(trainer.averaged())
-    trainer.network.eval()
     try:
+        trainer.network.load_state_dict(trainer.averaged())
+        trainer.network.eval()
         with autocast(trainer.device, trainer.precision):
             picture = PREVIEWS[trainer.config.stage](trainer)
     finally:
-        trainer.network.load_state_dict(current)
-        trainer.network.train()
+        with uninterrupted():                                # or Ctrl-C would save the average as the network
+            trainer.network.load_state_dict(current)
+            trainer.network.train()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio.v3.imwrite(path, picture)

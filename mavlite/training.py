@@ -8,12 +8,16 @@ objectives.py; nothing here knows a stage.
 """
 
 import csv
+import dataclasses
 import json
 import math
 import os
 import platform
+import signal
 import subprocess
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +47,29 @@ def join_ranks(device):
     return dist.get_rank(), world, device
 
 
+def wait_for_ranks():
+    """Return when all ranks have come here, such as after rank 0 wrote what the others will read."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def uninterrupted():
+    """Ctrl-C within this block takes effect at its end: what belongs together is done whole."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield                                                # not ours to change, or never interrupted
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *args: pressed.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
 def initial_network(config, clip, weights, init_from):
     """A stage's network before its first step, and where it comes from.
 
@@ -56,35 +83,41 @@ def initial_network(config, clip, weights, init_from):
         checkpoint.load_state(network, state, init_from)
         return network, f"{config.stage} ({record['sha256'][:12]})"
     source = STAGES[config.stage].starts_from
-    if source is None:
+    if source is None or not config.train.inflate:
         return network, "scratch"
     image_network, source_config, record = load_network(weights, source, clip)
-    if source_config.model != config.model:
-        raise MavliteError(f"stage {config.stage} inflates {source}, which was trained with model {source_config.model}; the "
-                           f"configuration asks for {config.model}")
+    model = dataclasses.replace(config.model, temporal_layers=source_config.model.temporal_layers,
+                                temporal_init=source_config.model.temporal_init)     # what D has no use for
+    if source_config.model != model:
+        raise MavliteError(f"stage {config.stage} inflates {source}, which was trained with model "
+                           f"{source_config.model}; the configuration asks for {config.model}")
     return inflate(image_network, network), f"{source} ({record['sha256'][:12]}), inflated"
 
 
 class Trainer:
     """Trains one stage in a run folder.
 
-    config: of the stage. run: folder for checkpoints, log and weights. weights: a folder of weights folders,
-    for C and the stage to inflate. resume: go on from the run's newest checkpoint (or start if it has none).
+    config: of the stage. run: folder for checkpoints, log and weights. weights: a folder of weights
+    folders, for C and the stage to inflate. resume: go on from the run's newest checkpoint (or start if it
+    has none).
     """
 
-    def __init__(self, config: Config, run, *, weights=checkpoint.SHIPPED, init_from=None, resume=False, device=None):
+    def __init__(self, config: Config, run, *, weights=checkpoint.SHIPPED, init_from=None, resume=False,
+                 device=None):
         self.config, self.run, self.train = config, Path(run), config.train
         self.rank, self.world, self.device = join_ranks(pick_device(device))
         if self.train.batch_size % (self.train.accumulate * self.world):
-            raise MavliteError(f"train.batch_size: {self.train.batch_size} does not split over {self.world} ranks and "
-                               f"{self.train.accumulate} micro-batches")
+            raise MavliteError(f"train.batch_size: {self.train.batch_size} does not split over {self.world} "
+                               f"ranks and {self.train.accumulate} micro-batches")
         self._claim_run(resume)
         self.precision = pick_precision(self.device, self.train.precision)
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
 
-        clip = None
+        clip, self.clip_sha = None, None                     # which weights C has, unless it is a public one
         if STAGES[config.stage].uses_clip:
             clip = load_clip(weights, config, self.device).to(dtype)
+            if config.clip.model == "tiny":
+                self.clip_sha = checkpoint.read_record(Path(weights) / "clip", "clip")["sha256"][:12]
         network, self.origin = initial_network(config, clip, weights, init_from)
         self.network = network.to(self.device, dtype, memory_format=torch.channels_last)
         self.network.train()
@@ -96,11 +129,12 @@ class Trainer:
         self.optimizers = build_optimizers(self.network, self.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.ema = {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.network.named_parameters()
+                    if p.requires_grad}
         self.step, self.seconds = 0, 0.0
         if resume:
             self._restore()
-        if self.rank == 0:                                   # not before _restore, which may refuse this config
+        if self.rank == 0:                                   # after _restore, which may refuse this config
             (self.run / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
 
     # ------------------------------------------------------------ run folder
@@ -108,26 +142,31 @@ class Trainer:
     def _claim_run(self, resume):
         """Refuse to write over another run, and fail before work starts if the folder cannot be written."""
         if not resume and checkpoint.checkpoints(self.run):
-            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose another --out")
+            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose "
+                               "another --out")
         if self.rank == 0:
             try:
                 self.run.mkdir(parents=True, exist_ok=True)
                 (self.run / "config.json").touch()
             except OSError as error:
-                raise MavliteError(f"{self.run}: cannot be written ({error.strerror}); choose another --out") from None
+                raise MavliteError(f"{self.run}: cannot be written ({error.strerror}); choose another "
+                                   "--out") from None
 
     def _restore(self):
         tensors, state = checkpoint.load_checkpoint(self.run)
         if tensors is None:
             return
-        wanted, had = self.config.to_dict(), state["config"]
+        wanted, had = self.config.to_dict(), Config.from_dict(state["config"]).to_dict()
         for key in ("stage", "data", "clip", "model", "diffusion"):
             if wanted[key] != had[key]:
-                raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the same "
-                                   "configuration, or choose another --out")
+                raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the "
+                                   "same configuration, or choose another --out")
         if wanted["train"]["optimizer"] != had["train"]["optimizer"]:
-            raise MavliteError(f"{self.run}: was trained with train.optimizer {had['train']['optimizer']}; resume with "
-                               "the same, or choose another --out and --init-from")
+            raise MavliteError(f"{self.run}: was trained with train.optimizer {had['train']['optimizer']}; "
+                               "resume with the same, or choose another --out and --init-from")
+        if state.get("clip") not in (None, self.clip_sha):   # None: C is public, or the checkpoint an old one
+            raise MavliteError(f"{self.run}: was trained with other weights of clip ({state['clip']}, now "
+                               f"{self.clip_sha}); resume with the same --weights, or choose another --out")
         checkpoint.restore(tensors, self.run, self.network, self.ema, self.optimizers)
         if state["scaler"]:                                  # empty unless the run was in fp16 so far
             self.scaler.load_state_dict(state["scaler"])
@@ -136,9 +175,10 @@ class Trainer:
     def save(self):
         """Checkpoint now (rank 0)."""
         if self.rank == 0:
-            checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers,
-                                       {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
-                                        "scaler": self.scaler.state_dict()}, keep=self.train.keep)
+            state = {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
+                     "clip": self.clip_sha, "scaler": self.scaler.state_dict()}
+            checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers, state,
+                                       keep=self.train.keep)
 
     def averaged(self):
         """The network's state with its parameters' moving averages: what is used and shipped."""
@@ -148,16 +188,21 @@ class Trainer:
         """Write the averaged weights, in 16 bits, as a weights folder with provenance; returns the folder."""
         folder = Path(folder or self.run / "weights")
         provenance = {"steps": self.step, "batch_size": self.train.batch_size, "started_from": self.origin,
-                      "seconds": round(self.seconds), "hardware": hardware(self.device), "precision": self.precision,
-                      "seed": self.train.seed, "digits": self.objective.digits_source, "torch": torch.__version__,
-                      "commit": commit()}
+                      "seconds": round(self.seconds), "hardware": hardware(self.device),
+                      "precision": self.precision, "seed": self.train.seed,
+                      "digits": self.objective.digits_source, "torch": torch.__version__, "commit": commit()}
+        if self.clip_sha:
+            provenance["clip"] = self.clip_sha
         checkpoint.save_weights(folder, self.averaged(), self.config, provenance, half=True)
         return folder
 
     # ------------------------------------------------------------ the loop
 
     def steps(self):
-        """Train to the last step, yielding a report {step, loss, rate, grad_norm, samples_per_s, ...} each."""
+        """Train to the last step, yielding a report {step, loss, rate, grad_norm, samples_per_s, ...} each.
+
+        Wherever Ctrl-C strikes, the trainer is left between two whole steps and may be saved.
+        """
         log = self._open_log()
         try:
             while self.step < self.train.steps:
@@ -166,9 +211,9 @@ class Trainer:
                 synchronize(self.device)
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
-                self.step += 1
-                report |= {"step": self.step, "seconds": self.seconds, "samples_per_s": self.train.batch_size / elapsed,
-                           "frames_per_s": self.train.batch_size * frames_per_sample(self.config) / elapsed}
+                speed = self.train.batch_size / elapsed
+                report |= {"step": self.step, "seconds": self.seconds, "samples_per_s": speed,
+                           "frames_per_s": speed * frames_per_sample(self.config)}
                 log(report)
                 if self.step % self.train.save_every == 0 or self.step == self.train.steps:
                     self.save()
@@ -182,9 +227,10 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.device, dtype=self.objective.dtype)
         for micro in range(self.train.accumulate):
-            batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world)
+            batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank,
+                          self.world)
             draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
             last = micro == self.train.accumulate - 1
             if self.world > 1:
@@ -199,10 +245,12 @@ class Trainer:
         loss, norm = torch.stack([total.double(), total_norm.double()]).tolist()     # the step's one wait
         self._require_finite(loss, norm)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.grad_clip, total_norm)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self._average()
+        with uninterrupted():
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+            self._average()
+            self.step += 1
         return {"loss": loss, "grad_norm": norm, "rate": share}
 
     def _require_finite(self, loss, norm):
@@ -211,15 +259,16 @@ class Trainer:
             return                                           # the fp16 scaler skips overflown steps itself
         bad = next((name for name, p in self.network.named_parameters()
                     if p.grad is not None and not p.grad.isfinite().all()), "the loss")
-        raise MavliteError(f"stage {self.config.stage}, step {self.step}: {bad} is not finite (loss {loss}); the last "
-                           f"checkpoint in {self.run} is intact, lower train.lr and use --resume")
+        raise MavliteError(f"stage {self.config.stage}, step {self.step}: {bad} is not finite (loss {loss}); "
+                           f"the last checkpoint in {self.run} is intact, lower train.lr and use --resume")
 
     @torch.no_grad()
     def _average(self):
         """ema <- ema + (1 - decay) (p - ema); the decay itself warms up, so that early noise is forgotten."""
         decay = min(self.train.ema_decay, (1 + self.step) / (10 + self.step))
         current = dict(self.network.named_parameters())
-        torch._foreach_lerp_(list(self.ema.values()), [current[name].detach() for name in self.ema], 1 - decay)
+        torch._foreach_lerp_(list(self.ema.values()), [current[name].detach() for name in self.ema],
+                             1 - decay)
 
     def _open_log(self):
         return Log(self.run, self.train.log_every, self.step) if self.rank == 0 else Log(None, 1, 0)
@@ -236,7 +285,7 @@ class Log:
             return
         path = Path(run) / "log.csv"
         kept = []
-        if path.exists() and step:                           # a resumed run forgets what came after its checkpoint
+        if path.exists() and step:                           # resumed: forget what came after the checkpoint
             with open(path, newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
         self.file = open(path, "w", newline="")
@@ -274,14 +323,16 @@ def hardware(device):
     """What trained: the GPU's name, or the CPU's core count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} {platform.machine()} CPU cores" if device.type == "cpu" else device.type
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} {platform.machine()} CPU cores"
+    return device.type
 
 
 def commit():
     """The commit of the code, "unknown" outside a checkout; "+" marks uncommitted changes."""
     def git(*arguments):
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
-                              timeout=10, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True,
+                              text=True, timeout=10, check=True).stdout.strip()
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):

@@ -40,14 +40,17 @@ class UNet(nn.Module):
         self.in_channels, self.concat_channels, self.embed_dim = in_channels, concat_channels, embed_dim
         out_channels = in_channels * (2 if learned_variance else 1)
 
+        over_frames = temporal and "convolution" in config.temporal_layers
+        attend_frames = temporal and "attention" in config.temporal_layers
+
         def conv(*args, **kwargs):
-            return PseudoConv3d(*args, temporal=temporal, **kwargs)
+            return PseudoConv3d(*args, temporal=over_frames, **kwargs)
 
         def blocks(width):
-            return nn.ModuleList(ResBlock(width, emb, temporal) for _ in range(config.blocks))
+            return nn.ModuleList(ResBlock(width, emb, over_frames) for _ in range(config.blocks))
 
         def attention(level):
-            return PseudoAttention3d(c[level], config.head_dim, temporal) if level in config.attention else None
+            return PseudoAttention3d(c[level], config.head_dim, attend_frames) if level in config.attention else None
 
         self.time_embedding = ScalarEmbedding(emb)
         self.scalar_embeddings = nn.ModuleDict(
@@ -72,7 +75,7 @@ class UNet(nn.Module):
         self.upsample, self.merge = nn.ModuleList(), nn.ModuleList()
         self.up, self.up_attention = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(c) - 1)):
-            self.upsample.append(Upsample(c[level + 1], c[level], temporal))
+            self.upsample.append(Upsample(c[level + 1], c[level], over_frames))
             self.merge.append(conv(2 * c[level], c[level], kernel_size=1))
             self.up.append(blocks(c[level]))
             self.up_attention.append(attention(level))
@@ -80,6 +83,12 @@ class UNet(nn.Module):
         self.conv_out = conv(c[0], out_channels * p * p)
         nn.init.zeros_(self.conv_out.spatial.weight)
         nn.init.zeros_(self.conv_out.spatial.bias)
+        if config.temporal_init == "random":                 # an ablation: torch's own initialisation
+            for module in self.modules():
+                if isinstance(module, PseudoConv3d) and module.temporal is not None:
+                    module.temporal.reset_parameters()
+                if isinstance(module, PseudoAttention3d) and module.temporal_qkv is not None:
+                    module.temporal_out.reset_parameters()
 
     def forward(self, x, t, *, image_embeds=None, drop=None, concat=None, **scalars):
         """x (b c h w) or (b c f h w) in [-1, 1] plus noise; t (b,) in [0, 1] -> prediction of x's shape.

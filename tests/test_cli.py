@@ -212,6 +212,15 @@ def test_a_missing_configuration(capsys, tmp_path):
     assert str(tmp_path / "none.yaml") in said
 
 
+def test_a_reference_curve_is_drawn_and_checked_before_training(tmp_path, capsys):
+    train = ["train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu", "--reference"]
+    assert "none.csv" in error_of(capsys, *train, tmp_path / "none.csv")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "sr_l.csv").write_text("step,loss\n1,0.5\n2,0.4\n")
+    assert run(*train, tmp_path / "sr_l.csv") == 0
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_an_unknown_stage(capsys, tmp_path):
     said = error_of(capsys, "train", "encoder", "--config", SMOKE, "--out", tmp_path / "run")
     assert "encoder" in said and all(stage in said for stage in STAGE_NAMES)

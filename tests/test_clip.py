@@ -59,6 +59,10 @@ def test_the_end_of_text_is_the_largest_id_and_follows_the_words(tokenizer):
     assert (tokens[:, 0] == 22).all() and (tokens[:, 5:] == 0).all()
 
 
+def test_the_table_of_tokens_is_read_once(tokenizer):
+    assert CompactTokenizer(8).bpe is tokenizer.bpe is not CompactTokenizer(9).bpe
+
+
 def test_case_and_blanks_do_not_matter(tokenizer):
     assert torch.equal(tokenizer(["  Two  AND 4 "]), tokenizer(["two and 4"]))
 
@@ -220,6 +224,13 @@ def small(monkeypatch):
 
 def test_a_public_checkpoint_file_stands_in_for_the_tiny_model(small, tmp_path):
     check_public(small, tmp_path)
+
+
+def test_a_public_checkpoint_is_loaded_without_warnings(small, tmp_path, caplog):
+    save_file(open_clip.create_model(small, load_weights=False).state_dict(), tmp_path / "model.safetensors")
+    caplog.clear()                                           # that one was without weights
+    Clip(ClipConfig(model=small, pretrained=str(tmp_path / "model.safetensors")))
+    assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
 
 
 @pytest.mark.slow

@@ -30,6 +30,10 @@ def test_the_picture(tmp_path):
     assert plot_loss(run, tmp_path / "decoder.csv").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_too_short_for_its_log_has_no_picture(tmp_path):
+    assert plot_loss(write_log(tmp_path / "run", [])) is None
+
+
 @pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "step,loss\n", "step,loss\none,2\n", "step,loss\n1\n"])
 def test_what_is_no_curve_is_refused(tmp_path, text):
     path = tmp_path / "curve.csv"

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,25 @@ import torch.distributed as dist
 
 from mavlite.checkpoint import load_checkpoint
 from mavlite.config import load_config
+from mavlite.reproduce import reproduce_all
 from mavlite.training import Trainer
 
 ROOT = Path(__file__).parent.parent
-CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2)]      # the last: micro-batches
+SMOKE = ROOT / "configs" / "smoke.yaml"
+# Each rank of two takes its share in so many micro-batches; one process takes the whole batch at once.
+CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2), ("interpolation", "adamw", 2)]
 
 
 def name(case):
     return "-".join(map(str, case))
 
 
-def train_all(weights, folder):
+def train_all(weights, folder, whole=False):
     for case in CASES:
         stage, optimizer, accumulate = case
-        config = load_config(ROOT / "configs" / "smoke.yaml", stage, [
+        config = load_config(SMOKE, stage, [
             "train.steps=3", "train.precision=fp64", f"train.optimizer={optimizer}",
-            f"train.accumulate={accumulate}"])
+            f"train.accumulate={1 if whole else accumulate}"])
         for _ in Trainer(config, folder / name(case), weights=weights, device="cpu").steps():
             pass
 
@@ -49,7 +53,7 @@ def runs(smoke_weights, tmp_path_factory):
     ranks = subprocess.Popen([sys.executable, __file__, str(smoke_weights), str(two)], env=environment,
                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        train_all(smoke_weights, one)
+        train_all(smoke_weights, one, whole=True)
         output, _ = ranks.communicate(timeout=900)
     finally:
         ranks.kill()
@@ -74,12 +78,28 @@ def test_only_one_process_writes(runs):
             assert len((folder / name(case) / "log.csv").read_text().splitlines()) == 1 + 3
 
 
+def test_no_process_goes_on_before_the_weights_are_there(runs):
+    assert sorted(path.name for path in (runs[1] / "all" / "weights").iterdir()) == ["sr_l", "sr_l_t"]
+
+
+def reproduce_with_a_slow_writer(folder):
+    """Two stages of which the second starts from the first, which rank 0 takes its time to write."""
+    export = Trainer.export
+
+    def slow(trainer):
+        time.sleep(1)
+        return export(trainer)
+    Trainer.export = slow
+    reproduce_all(SMOKE, folder, only=["sr_l", "sr_l_t"], overrides=["train.steps=1"], device="cpu")
+
+
 def two_processes(weights, folder):
     """Both ranks, with the variables that torchrun would set; forked, so that all is imported only once."""
     torch.set_num_threads(1)
     other = os.fork()
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if other else "1"
     train_all(weights, folder)
+    reproduce_with_a_slow_writer(folder / "all")
     assert dist.get_world_size() == 2
     dist.destroy_process_group()
     assert other == 0 or os.waitpid(other, 0)[1] == 0

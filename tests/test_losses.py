@@ -104,6 +104,23 @@ def test_weight_is_a_mean_over_what_it_keeps(loss_type, data):
     torch.testing.assert_close(loss(output=changed, weight=hidden), loss(weight=hidden), rtol=0, atol=0)
 
 
+def test_all_samples_count_alike_however_much_of_them_is_weighted(data):
+    x_0, noise, guess, t = data
+
+    def loss(rows, weight):
+        return diffusion_loss(Diffusion(), lambda x_t, t: guess[rows], x_0[rows], t[rows], noise[rows],
+                              weight=weight[rows])
+
+    hidden = torch.arange(3) < torch.tensor([3, 1, 2, 2, 0, 1])[:, None]         # none of the last but one
+    hidden = hidden[:, None, :, None].double()
+    parts = [loss(slice(start, start + 2), hidden) for start in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts) / 3, loss(slice(None), hidden), rtol=1e-12, atol=0)
+    each = [loss(slice(i, i + 1), hidden) for i in range(6)]
+    torch.testing.assert_close(sum(each) / 6, loss(slice(None), hidden), rtol=1e-12, atol=0)
+    assert each[4] == 0 and min(each[:4]) > 0
+    torch.testing.assert_close(each[0], loss(slice(0, 1), torch.ones_like(hidden)), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_variational_bound_is_the_kl_divergence(prediction_type, data):
     x_0, noise, guess, _ = data

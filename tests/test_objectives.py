@@ -81,16 +81,18 @@ def test_ranks_and_micro_batches_share_out_the_step(world, accumulate):
     assert len({len(part) for part in parts}) == 1
 
 
-def test_two_ranks_draw_what_one_draws():
-    whole = draws(Batch(5, 8, 2, 1))
-    ranks = [draws(Batch(5, 8, 2, 1, rank, 2)) for rank in range(2)]
+@pytest.mark.parametrize("accumulate, world", [(1, 2), (4, 1), (2, 2)])
+def test_ranks_and_micro_batches_draw_what_one_whole_step_draws(accumulate, world):
+    whole = draws(Batch(5, 8))
+    parts = [draws(Batch(5, 8, accumulate, micro, rank, world))
+             for micro in range(accumulate) for rank in range(world)]
     for draw in (lambda d: d.times(), lambda d: d.normal(3, 2), lambda d: d.uniform(), lambda d: d.normal(1)):
-        assert torch.equal(torch.cat([draw(d) for d in ranks]), draw(whole))
+        assert torch.equal(torch.cat([draw(d) for d in parts]), draw(whole))
 
 
-def test_noise_is_named_by_seed_step_and_micro_batch():
-    batches = [(0, Batch(5, 4)), (1, Batch(5, 4)), (0, Batch(6, 4)), (0, Batch(5, 8, 2, 1))]
-    assert len({draws(batch, seed).normal(1).sum().item() for seed, batch in batches}) == 4
+def test_noise_is_named_by_seed_and_step():
+    batches = [(0, Batch(5, 4)), (1, Batch(5, 4)), (0, Batch(6, 4))]
+    assert len({draws(batch, seed).normal(1).sum().item() for seed, batch in batches}) == 3
     assert torch.equal(draws(Batch(5, 4)).normal(2), draws(Batch(5, 4)).normal(2))
 
 
@@ -318,14 +320,16 @@ def test_the_loss_is_a_function_of_step_and_seed(build, stage):
     assert first == again != later
 
 
-@pytest.mark.parametrize("stage", ["prior", "decoder", "decoder_t", "sr_l_t", "sr_h"])
-def test_the_mean_of_two_ranks_is_the_loss_of_one(build, randomise, stage):
+@pytest.mark.parametrize("stage", ["prior", "decoder", "decoder_t", "interpolation", "sr_l_t", "sr_h"])
+@pytest.mark.parametrize("accumulate, world", [(1, 2), (2, 1)])
+def test_the_mean_of_two_parts_is_the_loss_of_the_whole(build, randomise, stage, accumulate, world):
     network, objective = build(stage)
     randomise(network)
+    parts = [Batch(1, 8, accumulate, micro, rank, world)
+             for micro in range(accumulate) for rank in range(world)]
     with torch.no_grad():
         whole = objective.loss(network, Batch(1, 8), draws(Batch(1, 8)), 0.5).item()
-        halves = [objective.loss(network, batch, draws(batch), 0.5).item()
-                  for batch in (Batch(1, 8, rank=rank, world=2) for rank in range(2))]
+        halves = [objective.loss(network, batch, draws(batch), 0.5).item() for batch in parts]
     assert sum(halves) / 2 == pytest.approx(whole, rel=1e-4)
 
 

@@ -189,6 +189,17 @@ def test_what_was_not_trained_is_refused(pipe, options, word):
     assert word in refusal(pipe, PROMPTS[0], **options)
 
 
+@pytest.mark.parametrize("options, stages", [
+    ({"steps": {"decoder_t": 3, "sr_x": 3}}, "prior, decoder, decoder_t, interpolation, sr_l, sr_l_t, sr_h"),
+    ({"sampler": {"clip": "ddim"}}, "prior, decoder, decoder_t, interpolation, sr_l, sr_l_t, sr_h"),
+    ({"guidance_scale": {"sr_h": 3.0}}, "prior, decoder, decoder_t, interpolation")])
+def test_a_setting_for_a_stage_that_does_not_take_it_is_refused(pipe, batches, options, stages):
+    (key, value), = options.items()
+    message = refusal(pipe, PROMPTS[0], **options)
+    assert message.startswith(f"{key}: ") and repr([*value][-1]) in message and message.endswith(f" {stages}")
+    assert not any(batches.values())
+
+
 @pytest.mark.parametrize("prompt", [
     "two and cat", "two", "", "2 and 4 and 5 and 6 and 7", ["2 and 4", "2 or 4"], []])
 def test_what_is_no_prompt_is_refused(pipe, prompt):

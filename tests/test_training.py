@@ -3,17 +3,23 @@
 import csv
 import json
 import math
+import shutil
+import signal
+import threading
 
+import numpy as np
 import pytest
 import torch
 
 from mavlite import training
-from mavlite.checkpoint import checkpoints, load_checkpoint, read_record, read_weights
-from mavlite.config import STAGE_NAMES
+from mavlite.checkpoint import checkpoints, load_checkpoint, read_record, read_weights, save_weights
+from mavlite.config import STAGE_NAMES, Config
 from mavlite.errors import MavliteError
 from mavlite.objectives import Batch, Draws
-from mavlite.previews import save_preview
-from mavlite.training import Trainer
+from mavlite.previews import PREVIEWS, save_preview
+from mavlite.reproduce import train_stage
+from mavlite.stages import STAGES
+from mavlite.training import Trainer, uninterrupted
 
 
 @pytest.fixture
@@ -85,31 +91,29 @@ def test_the_average_lags_behind(trainer):
     assert 0 < distance(it.ema, start) < distance(now, start)
 
 
-class DrawsByIndex:
-    """Noise that depends on a sample's index alone, so that a batch may be cut into pieces."""
+@pytest.mark.parametrize("stage", ["prior", "decoder", "interpolation"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, randomise, stage):
+    def step(accumulate):
+        it = trainer(stage, "train.precision=fp64", f"train.accumulate={accumulate}", run=str(accumulate))
+        torch.manual_seed(1)
+        randomise(it.network)                                # or a zero layer would stop most gradients
+        report = train(it, until=1)[0]
+        return report, {name: p.grad for name, p in it.network.named_parameters()}
 
-    def __init__(self, seed, batch, device, dtype):
-        self.indices, self.dtype, self.calls = batch.indices, dtype, 0
-
-    def normal(self, *shape):
-        self.calls += 1
-        generators = [torch.Generator().manual_seed(100 * i + self.calls) for i in self.indices]
-        return torch.stack([torch.randn(shape, dtype=self.dtype, generator=g) for g in generators])
-
-    def uniform(self):
-        return self.normal().sigmoid()
-
-    times = uniform
+    whole, gradients = step(1)
+    assert max(g.abs().max() for g in gradients.values()) > 1e-3
+    for accumulate in (2, 4):
+        report, pieces = step(accumulate)
+        assert report["loss"] == pytest.approx(whole["loss"], abs=1e-9)
+        assert report["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-9)
+        assert distance(pieces, gradients) < 1e-9
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, monkeypatch):
-    monkeypatch.setattr(training, "Draws", DrawsByIndex)
+def test_accumulation_trains_the_same_weights(trainer):
     whole, pieces = (trainer("decoder", "train.steps=3", "train.precision=fp64", f"train.accumulate={n}",
                              run=str(n)) for n in (1, 4))
     start = parameters(whole)
-    for a, b in zip(train(whole), train(pieces)):
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-9)
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)   # summed in fp32
+    train(whole), train(pieces)
     assert distance(parameters(whole), start) > 1e-3
     assert distance(parameters(pieces), parameters(whole)) < 1e-9
 
@@ -154,6 +158,18 @@ def test_another_run_is_not_written_over(trainer):
     train(trainer("sr_l"))
     message = refusal(trainer, "sr_l")
     assert "--resume" in message and "run" in message
+
+
+def test_other_weights_of_c_are_not_resumed_with(trainer, smoke_weights, tmp_path):
+    it = trainer("prior")
+    train(it, until=2)
+    other = shutil.copytree(smoke_weights, tmp_path / "weights")
+    state, record = read_weights(other / "clip")
+    state["model.logit_scale"] += 1
+    save_weights(other / "clip", state, Config.from_dict(record["config"]), record["provenance"], half=True)
+    message = refusal(trainer, "prior", resume=True, weights=other)
+    assert str(it.run) in message and "clip" in message and record["sha256"][:12] in message
+    assert trainer("prior", resume=True).step == 2
 
 
 @pytest.mark.parametrize("override", ["model.channels=[8, 24]", "data.seed=3", "diffusion.loss=min_snr",
@@ -227,6 +243,15 @@ def test_an_inflated_stage_starts_as_its_source_and_says_so(trainer, smoke_weigh
     assert now["conv_in.spatial.weight"][:, inputs:].eq(0).all()
 
 
+def test_a_video_stage_can_start_from_nothing(trainer):
+    assert trainer("decoder_t", "train.inflate=false").origin == "scratch"
+
+
+def test_ablated_temporal_layers_still_start_from_the_image_stage(trainer):
+    it = trainer("decoder_t", "model.temporal_layers=[attention]", "model.temporal_init=random")
+    assert it.origin.startswith("decoder (") and train(it)[-1]["step"] == it.train.steps
+
+
 def test_all_weights_of_an_inflated_network_go_on_training(trainer):
     it = trainer("decoder_t")
     start = parameters(it)
@@ -277,6 +302,9 @@ def test_reproduced_weights_say_what_they_were_made_from(smoke_weights):
     origins = {stage: record["provenance"]["started_from"] for stage, record in records.items()}
     inflated = {stage: f"{source} ({records[source]['sha256'][:12]}), inflated" for stage, source in INFLATED}
     assert origins == {stage: "scratch" for stage in STAGE_NAMES} | inflated
+    for stage, record in records.items():
+        clip = records["clip"]["sha256"][:12] if STAGES[stage].uses_clip else None
+        assert record["provenance"].get("clip") == clip
 
 
 def test_a_preview_leaves_training_as_it_was(trainer, tmp_path):
@@ -315,6 +343,75 @@ def test_nan_stops_before_the_update(trainer, kind):
     assert [p.name for p in checkpoints(it.run)] == ["step-00000002"] and state["step"] == 2
     assert distance(parameters(it), {name: tensors[f"network.{name}"] for name in parameters(it)}) == 0
     assert trainer("decoder", resume=True).step == 2
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """ctrl_c(name, step): Ctrl-C is pressed the next time that Trainer's method `name` runs at this step."""
+    def press(name, step):
+        method, left = getattr(Trainer, name), [step]
+
+        def pressed(self, *args):
+            if self.step in left:
+                left.remove(self.step)
+                signal.raise_signal(signal.SIGINT)
+            return method(self, *args)
+        monkeypatch.setattr(Trainer, name, pressed)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield press
+    signal.signal(signal.SIGINT, before)
+
+
+# Between the update of the weights and that of their average, and in the middle of a step's computation.
+@pytest.mark.parametrize("name, saved", [("_average", 2), ("_require_finite", 1)])
+def test_ctrl_c_saves_a_whole_step(smoke_config, tmp_path, ctrl_c, name, saved):
+    config = smoke_config("sr_l", ["train.precision=fp32", "train.steps=3", "train.save_every=100"])
+    options = {"weights": tmp_path, "device": "cpu"}
+    train_stage(config, tmp_path / "straight", **options)
+    ctrl_c(name, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(config, tmp_path / "run", **options)
+    assert load_checkpoint(tmp_path / "run")[1]["step"] == saved
+    train_stage(config, tmp_path / "run", resume=True, **options)
+    a, b = (load_checkpoint(tmp_path / run)[0] for run in ("straight", "run"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_during_a_preview_saves_the_network_and_not_its_average(
+        smoke_config, tmp_path, ctrl_c, monkeypatch):
+    def press_while_the_network_comes_back(trainer):
+        load = trainer.network.load_state_dict
+        trainer.network.load_state_dict = lambda state: (signal.raise_signal(signal.SIGINT), load(state))
+        return np.zeros((8, 8), np.uint8)
+    monkeypatch.setitem(PREVIEWS, "sr_l", press_while_the_network_comes_back)
+    config = smoke_config("sr_l", ["train.precision=fp32", "train.sample_every=2", "train.save_every=100"])
+    it = Trainer(config, tmp_path / "straight", weights=tmp_path, device="cpu")
+    train(it, until=2)
+    it.save()
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(config, tmp_path / "run", weights=tmp_path, device="cpu")
+    a, b = (load_checkpoint(tmp_path / run)[0] for run in ("straight", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_waits_for_what_belongs_together_but_not_in_another_thread(ctrl_c):
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append("first")
+    assert done == ["first"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ArithmeticError), uninterrupted():    # an error goes before: the block is not whole
+        signal.raise_signal(signal.SIGINT)
+        raise ArithmeticError
+
+    def elsewhere():                                         # only the main thread may handle signals
+        with uninterrupted():
+            done.append("elsewhere")
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert done == ["first", "elsewhere"]
 
 
 def test_a_batch_that_does_not_split_is_refused(trainer, monkeypatch):

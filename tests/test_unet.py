@@ -313,3 +313,24 @@ def test_activations_stay_channels_last_and_fold_without_a_copy(image):
     x, conditions = clip(4, torch.float32)
     video(x, **conditions)
     assert len(seen) > 15 and all(seen)
+
+
+# --- ablations ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("layers", [["convolution"], ["attention"], []])
+def test_time_can_be_seen_by_some_layers_only(randomise, layers):
+    config = dataclasses.replace(CONFIG, temporal_layers=layers)
+    partial = randomise(network(config, temporal=True))
+    convolutions = [m.temporal is not None for m in partial.modules() if isinstance(m, PseudoConv3d)]
+    attentions = [m.temporal_qkv is not None for m in partial.modules() if isinstance(m, PseudoAttention3d)]
+    assert set(convolutions) == {"convolution" in layers} and set(attentions) == {"attention" in layers}
+    x, conditions = clip(6)
+    moved = influence(partial.double(), x, 0, 0, **conditions)[0]
+    assert (moved[1:] > 1e-9).any().item() == bool(layers)
+
+
+def test_random_temporal_layers_do_not_start_as_the_identity(image):
+    random = inflate(image, network(dataclasses.replace(CONFIG, temporal_init="random"), temporal=True)).double()
+    x, conditions = clip(4)
+    with torch.no_grad():
+        assert error(random(x, **conditions), frame_by_frame(image.double(), x, **conditions)) > 0.05
