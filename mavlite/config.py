@@ -134,6 +134,8 @@ class DiffusionConfig:
     loss: str = "simple"                     # simple, min_snr, hybrid (learned variance)
     min_snr_gamma: float = 5.0
     log_snr_min: float | None = None         # epsilon needs a truncated log-SNR, such as -20
+    time_shift: float = 0.0                  # training times: t = sigmoid(shift + scale * logit(u)), u uniform;
+    time_scale: float = 1.0                  # 0 and 1: uniform. Below 1: more in the middle, where content forms
     drop_condition: float = 0.1              # unCLIP-derived: how often the embedding is dropped for guidance
     max_noise_level: float = 0.3             # SR: noise augmentation of the low resolution, level within 0 ... this
     max_blur: float = 0.8                    # SR: Gaussian blur of the low resolution, px
@@ -146,6 +148,7 @@ class DiffusionConfig:
         _require(self.prediction_type != "epsilon" or self.log_snr_min is not None,
                  "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is only noise; "
                  "truncate the schedule with diffusion.log_snr_min: -20")
+        _require(self.time_scale > 0, f"diffusion.time_scale: {self.time_scale} is not above 0")
         for name in ("drop_condition", "max_noise_level"):
             _require(0 <= getattr(self, name) < 1, f"diffusion.{name}: {getattr(self, name)} is not within 0 ... 1")
 

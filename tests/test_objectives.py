@@ -1,5 +1,7 @@
 """What each stage is trained on: data, conditions and noise; and who never sees a label."""
 
+import math
+
 import pytest
 import torch
 
@@ -107,6 +109,21 @@ def test_times_are_spread_evenly():
     times = draws(Batch(0, 50), dtype=torch.float64).times()
     assert times.min() >= 0 and times.max() < 1
     assert torch.allclose(times.sort().values.diff(), torch.full((49,), 0.02, dtype=torch.float64))
+
+
+def test_times_can_be_drawn_where_content_forms(build):
+    """Shares of times against the distribution function: u = sigmoid((logit t - shift) / scale)."""
+    def times(*overrides):
+        _, objective = build("sr_l", overrides)
+        seen = Recorder()
+        objective.diffuse(seen, torch.zeros(400, 1, 2, 2), draws(Batch(0, 400)))
+        return seen.t
+    plain, shifted = times(), times("diffusion.time_shift=0.5", "diffusion.time_scale=0.7")
+    for edge in (0.1, 0.35, 0.6, 0.9):
+        logit = torch.logit(torch.tensor(edge)).item()
+        assert (plain < edge).float().mean().item() == pytest.approx(edge, abs=0.005)
+        share = 1 / (1 + math.exp(-(logit - 0.5) / 0.7))
+        assert (shifted < edge).float().mean().item() == pytest.approx(share, abs=0.005)
 
 
 # --- frame rates
