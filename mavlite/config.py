@@ -28,6 +28,7 @@ class DataConfig:
     """Moving MNIST. Sizes in px, rates in frames per second (of key frames)."""
     digits: str = "auto"                     # mnist, glyphs (embedded, not MNIST), auto: mnist if it can be had
     seed: int = 0
+    num_clips: int = 0                       # 0: without end; 1: the same clip again and again, to see it overfit
     channels: int = 1
     sizes: list[int] = field(default_factory=lambda: [32, 48, 64])   # D's, after SR_l, after SR_h
     num_frames: int = 16                     # key frames, and the frames of an interpolation window
@@ -45,6 +46,7 @@ class DataConfig:
         _require(self.digits in ("auto", "mnist", "glyphs"), f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
         _require(self.condition in ("clearest", "first", "mean"),
                  f"data.condition: {self.condition!r} is none of clearest, first, mean")
+        _require(self.num_clips >= 0, f"data.num_clips: {self.num_clips} is negative")
         _require(self.channels in (1, 3), f"data.channels: {self.channels} is neither 1 nor 3")
         _require(len(self.sizes) == 3 and sorted(set(self.sizes)) == self.sizes and self.sizes[0] >= 8,
                  f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")

@@ -166,10 +166,13 @@ def clearest(frames):
 
 
 class MovingMNIST:
-    """The simulator. images: uint8 (n, 28, 28) on any device; channels repeats the grey level."""
+    """The simulator. images: uint8 (n, 28, 28) on any device; channels repeats the grey level.
 
-    def __init__(self, images, channels=1, dtype=torch.float32):
-        self.images, self.channels, self.dtype = images, channels, dtype
+    num_clips: indices from there on show the first clips again; 0: every index has its own clip.
+    """
+
+    def __init__(self, images, channels=1, dtype=torch.float32, num_clips=0):
+        self.images, self.channels, self.dtype, self.num_clips = images, channels, dtype, num_clips
         # Digits at a quarter of the size, for looking through 16 frames at the price of one.
         self.previews = F.avg_pool2d(images.float() / 255, 4)                        # n 7 7
         self.device = images.device
@@ -177,6 +180,8 @@ class MovingMNIST:
     def trajectories(self, seed, indices):
         """indices: int64 (b,) or a sequence of ints -> Trajectories of those clips."""
         index = torch.as_tensor(indices, device=self.device, dtype=torch.int64)
+        if self.num_clips:
+            index = index % self.num_clips
         u = torch.stack([hash_uniform(seed, index, k) for k in range(8)], dim=1)     # b 8
         images = (u[:, :2] * len(self.images)).long()
         angle = 2 * math.pi * u[:, 6:8]
@@ -236,8 +241,8 @@ def _any_frames(simulator, seed, indices, size, share=1):
 class UnlabelledClips:
     """What the image-decoder, video and super-resolution stages see: pixels and frame rates, nothing else."""
 
-    def __init__(self, images, seed, channels=1, dtype=torch.float32):
-        self.simulator, self.seed = MovingMNIST(images, channels, dtype), seed
+    def __init__(self, images, seed, channels=1, dtype=torch.float32, num_clips=0):
+        self.simulator, self.seed = MovingMNIST(images, channels, dtype, num_clips), seed
 
     def trajectories(self, indices):
         return self.simulator.trajectories(self.seed, indices)
@@ -269,8 +274,8 @@ class UnlabelledClips:
 class LabelledClips(UnlabelledClips):
     """What the networks that measure are taught with: clips, and all that the simulator knows about them."""
 
-    def __init__(self, digits, seed, channels=1, dtype=torch.float32):
-        super().__init__(digits.images, seed, channels, dtype)
+    def __init__(self, digits, seed, channels=1, dtype=torch.float32, num_clips=0):
+        super().__init__(digits.images, seed, channels, dtype, num_clips)
         self._labels = digits.labels
 
     def labels(self, indices):
@@ -290,8 +295,9 @@ class LabelledClips(UnlabelledClips):
 class TextFramePairs:
     """What `clip` and `prior` see: the clearest frame of a clip, and one of the prompts that name its digits."""
 
-    def __init__(self, digits, seed, channels=1, dtype=torch.float32):
-        self.simulator, self.seed, self._labels = MovingMNIST(digits.images, channels, dtype), seed, digits.labels
+    def __init__(self, digits, seed, channels=1, dtype=torch.float32, num_clips=0):
+        self.simulator, self.seed = MovingMNIST(digits.images, channels, dtype, num_clips), seed
+        self._labels = digits.labels
 
     def labels(self, indices):
         """Digits (b, 2) of each clip."""

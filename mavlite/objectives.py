@@ -146,12 +146,13 @@ class Objective:
         digits = load_digits(split, config.data.digits).to(device)
         self.digits_source = digits.source
         seed = config.data.seed * 101 + list(STAGES).index(config.stage)         # no two stages share clips
+        options = {"seed": seed, "channels": config.data.channels, "dtype": dtype, "num_clips": config.data.num_clips}
         if self.stage.trained_on == "text-frame pairs":
-            self.pairs = TextFramePairs(digits, seed, config.data.channels, dtype)
+            self.pairs = TextFramePairs(digits, **options)
         elif self.stage.trained_on == "labelled clips":
-            self.clips = LabelledClips(digits, seed, config.data.channels, dtype)
+            self.clips = LabelledClips(digits, **options)
         else:
-            self.clips = UnlabelledClips(digits.images, seed, config.data.channels, dtype)
+            self.clips = UnlabelledClips(digits.images, **options)
         self.diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
         self.size = config.data.sizes[self.stage.size[0]]
 

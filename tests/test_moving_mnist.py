@@ -251,6 +251,17 @@ def test_the_clearest_frame_is_one_of_its_clip(glyphs):
 
 # --- data sets
 
+def test_few_clips_come_again_but_not_at_the_same_moments(glyphs):
+    few, all_of_them = UnlabelledClips(glyphs.images, 5, num_clips=2), UnlabelledClips(glyphs.images, 5)
+    clips, _ = few.clips([0, 1, 2, 7], 6.0, 4, 16)
+    expected, _ = all_of_them.clips([0, 1, 0, 1], 6.0, 4, 16)
+    assert torch.equal(clips, expected) and not torch.equal(clips[0], clips[1])
+    frames = few.frames(range(0, 20, 2), 16)                 # all of clip 0
+    shown = few.simulator.condition_clip(few.trajectories([0]), 16)[0].transpose(0, 1)               # f c h w
+    assert ((frames[:, None] - shown).abs().amax(dim=(2, 3, 4)) < 1e-5).any(dim=1).all()
+    assert len(frames.flatten(1).unique(dim=0)) > 3
+
+
 def test_prompts_name_the_digits_in_either_order_and_both_spellings(glyphs):
     pairs = TextFramePairs(glyphs, seed=3)
     indices = range(600)
