@@ -50,7 +50,7 @@ def parser():
     p.add_argument("--out", required=True, metavar="REPORT", help="a .json file; plots go to a folder beside it")
     p.add_argument("--weights", help="folder of weights (default: those in the package)")
     p.add_argument("--quick", action="store_true", help="few clips: minutes on two cores, wide intervals")
-    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 22)")
+    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 33)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     p.set_defaults(run=evaluate)

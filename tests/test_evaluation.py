@@ -95,6 +95,7 @@ def test_the_order_of_digits_is_free_but_the_same_in_a_whole_clip():
 def test_wilson_interval():
     low, high = interval(0.5, 100)
     assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
+    assert all(interval(share, n)[0] <= share <= interval(share, n)[1] for share in (0.0, 1.0) for n in range(1, 60))
     assert interval(1.0, 20)[1] == pytest.approx(1.0) and interval(1.0, 20)[0] < 0.9
 
 

@@ -12,7 +12,7 @@ def interval(share, count, z=1.96):
     """Wilson's 95 % confidence interval of a share: (low, high)."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return centre - half, centre + half
+    return min(share, centre - half), max(share, centre + half)     # else rounding may part them at 0 and 1
 
 
 def score(judge, frames, pairs):

@@ -29,7 +29,8 @@ def plot_accuracy(report):
     rows = [row for row in report["scores"] if row["section"] == "prompt accuracy" and row["unit"] == "clips"]
     figure, axes = plt.subplots(figsize=(7, 3))
     values = [row["value"] for row in rows]
-    errors = [[row["value"] - row["interval"][0] for row in rows], [row["interval"][1] - row["value"] for row in rows]]
+    low, high = zip(*(row["interval"] for row in rows))
+    errors = [[value - a for value, a in zip(values, low)], [b - value for value, b in zip(values, high)]]
     axes.barh([row["score"] for row in rows], values, xerr=errors, color="0.7", ecolor="0.2", capsize=3)
     axes.axvline(rows[0]["value"], linestyle="--", color="black")
     axes.invert_yaxis()

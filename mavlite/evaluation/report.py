@@ -42,7 +42,7 @@ class Sizes:
     timed: int                               # videos timed, one by one
 
 
-FULL, QUICK = Sizes(2048, 256, 256, 5), Sizes(22, 22, 8, 1)
+FULL, QUICK = Sizes(2048, 256, 256, 5), Sizes(33, 22, 8, 1)
 
 
 class Evaluation:
