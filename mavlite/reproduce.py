@@ -48,7 +48,10 @@ def train_stage(config, run, *, weights, init_from=None, resume=False, reference
     finally:
         bar.close()
     if trainer.rank == 0:
-        print(f"{config.stage}: {trainer.seconds:.0f} s of training; weights in {trainer.export()}")
+        weights = trainer.export()
+        peak = read_record(weights, config.stage)["provenance"].get("peak_gib")
+        print(f"{config.stage}: {trainer.seconds:.0f} s of training{f', {peak} GiB at most' if peak else ''}; weights in "
+              f"{weights}")
         save_preview(trainer, Path(run) / "samples" / "last.png")
         plot_loss(run, reference)
     wait_for_ranks()

@@ -193,6 +193,8 @@ class Trainer:
                       "digits": self.objective.digits_source, "torch": torch.__version__, "commit": commit()}
         if self.clip_sha:
             provenance["clip"] = self.clip_sha
+        if self.device.type == "cuda":
+            provenance["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         checkpoint.save_weights(folder, self.averaged(), self.config, provenance, half=True)
         return folder
 
