@@ -208,6 +208,13 @@ class SampleConfig:
         _require(0 <= self.noise_level < 1, f"sample.noise_level: {self.noise_level} is not within 0 ... 1")
 
 
+@dataclass
+class DistillConfig:
+    """Progressive distillation: set `teacher`, and sample.steps to what the student shall need."""
+    teacher: str | None = None               # folder of weights folders; the student starts as a copy
+    guidance_scale: float = 1.0              # of the teacher; the student needs none
+
+
 def model_type(stage):
     """The dataclass of a stage's `model` section (clip's network is the shared section `clip`)."""
     return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig, "tracker": TrackerConfig,
@@ -224,6 +231,7 @@ class Config:
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
+    distill: DistillConfig
 
     def to_dict(self):
         return dataclasses.asdict(self)
@@ -244,6 +252,13 @@ class Config:
         if sections["model"] is None:
             _require(not mapping.get("model"), "stage clip has no model section: its network is the section clip")
         config = cls(stage=stage, **filled)
+        if config.distill.teacher is not None:
+            _require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
+                     f"distill.teacher: stage {stage} takes no denoising steps")
+            _require((config.sample.sampler, config.sample.guidance_scale) == ("ddim", 1.0),
+                     "distill.teacher: a student samples with sample.sampler ddim and sample.guidance_scale 1")
+            _require(config.diffusion.loss != "hybrid", "distill.teacher: a student has no use for a learned variance; "
+                     "set diffusion.loss to simple")
         _require(stage != "prior" or config.diffusion.loss != "hybrid",
                  "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
         return config

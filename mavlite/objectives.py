@@ -16,6 +16,7 @@ from mavlite.clip import PairClipLoss
 from mavlite.config import DataConfig
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
+from mavlite.distillation import distillation_loss, student_times
 from mavlite.losses import diffusion_loss
 from mavlite.moving_mnist import (
     DRAW_FPS,
@@ -27,7 +28,8 @@ from mavlite.moving_mnist import (
 )
 from mavlite.prior import renormalise
 from mavlite.prompts import pair_index
-from mavlite.stages import STAGES
+from mavlite.sampling import make_denoiser
+from mavlite.stages import STAGES, load_network
 
 
 @dataclass
@@ -155,10 +157,20 @@ class Objective:
             self.clips = UnlabelledClips(digits.images, **options)
         self.diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
         self.size = config.data.sizes[self.stage.size[0]]
+        self.teacher = None
+        if config.distill.teacher is not None:
+            self.teacher, _, _ = load_network(config.distill.teacher, config.stage, clip, device)
+            self.teacher.to(dtype, memory_format=torch.channels_last)
 
     def diffuse(self, network, x_0, draws, weight=None, **conditions):
-        """The diffusion loss of x_0 in [-1, 1] under conditions."""
+        """The diffusion loss of x_0 in [-1, 1] under conditions, or the distillation loss of a student."""
         d = self.config.diffusion
+        if self.teacher is not None:
+            conditions.pop("drop", None)                     # a student has its teacher's guidance within
+            steps, clip = self.config.sample.steps, None if self.config.stage == "prior" else 1.0
+            denoise = make_denoiser(self.diffusion, self.teacher, conditions, self.config.distill.guidance_scale, clip)
+            return distillation_loss(self.diffusion, lambda x, t: network(x, t, drop=None, **conditions), denoise, x_0,
+                                     student_times(draws.times(), steps), draws.normal(*x_0.shape[1:]), steps, weight)
         # A logit-logistic density, close to the logit-normal one of Esser et al. 2024 (arXiv 2403.03206, 3.1),
         # but with an inverse in closed form, so that stratified times stay stratified.
         t = torch.sigmoid(d.time_shift + d.time_scale * torch.logit(draws.times()))

@@ -48,10 +48,10 @@ def train_stage(config, run, *, weights, init_from=None, resume=False, reference
     finally:
         bar.close()
     if trainer.rank == 0:
-        weights = trainer.export()
-        peak = read_record(weights, config.stage)["provenance"].get("peak_gib")
+        exported = trainer.export()
+        peak = read_record(exported, config.stage)["provenance"].get("peak_gib")
         print(f"{config.stage}: {trainer.seconds:.0f} s of training{f', {peak} GiB at most' if peak else ''}; weights in "
-              f"{weights}")
+              f"{exported}")
         save_preview(trainer, Path(run) / "samples" / "last.png")
         plot_loss(run, reference)
     wait_for_ranks()

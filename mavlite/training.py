@@ -78,6 +78,8 @@ def initial_network(config, clip, weights, init_from):
     """
     torch.manual_seed(config.train.seed)
     network = build_network(config, clip)
+    if init_from is None and config.distill.teacher is not None:
+        init_from = Path(config.distill.teacher) / config.stage
     if init_from is not None:
         state, record = checkpoint.read_weights(init_from, config.stage)
         checkpoint.load_state(network, state, init_from)

@@ -22,6 +22,7 @@ LEVELS = [
     {"evaluation.tracker", "evaluation.video_features"},
     {"evaluation.judge"},
     {"prior", "unet", "clip"},
+    {"distillation"},
     {"sampling", "losses"},
     {"layers", "diffusion", "optim"},
     {"moving_mnist"},

@@ -1,0 +1,94 @@
+"""Progressive distillation: a perfect student of N steps ends exactly where its teacher of 2 N does."""
+
+import pytest
+import torch
+
+from mavlite.diffusion import Diffusion
+from mavlite.distillation import distillation_loss, student_times, two_steps_as_one
+from mavlite.errors import MavliteError
+from mavlite.sampling import ddim
+from mavlite.stages import load_network
+from mavlite.training import Trainer
+
+
+def gaussian(diffusion, mean=0.3, deviation=0.5):
+    """The exact denoiser of data N(mean, deviation^2): E[x_0 | x_t]."""
+    def denoise(x_t, t):
+        alpha, sigma = (value.view(-1, *[1] * (x_t.ndim - 1)) for value in diffusion.alpha_sigma(t))
+        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+        return mean + gain * (x_t - alpha * mean)
+    return denoise
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_perfect_student_ends_where_its_teacher_does(steps):
+    diffusion = Diffusion()
+    teacher = gaussian(diffusion)
+
+    def student(x_t, t):
+        return two_steps_as_one(diffusion, teacher, x_t, t, steps)
+    x = torch.randn(50, 2, 3, dtype=torch.float64)
+    expected = ddim(teacher, x, diffusion, 2 * steps)
+    assert torch.allclose(ddim(student, x, diffusion, steps), expected, atol=1e-10)
+    assert (ddim(teacher, x, diffusion, steps) - expected).abs().max() > 1e-3        # or there were nothing to learn
+
+
+def test_students_are_asked_at_the_times_of_their_walk():
+    times = student_times(torch.arange(1000) / 1000, 4)
+    assert times.unique().tolist() == [0.25, 0.5, 0.75, 1.0] and times.eq(0.5).sum() == 250
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon"])
+def test_the_loss_weighs_errors_of_x_0_by_the_truncated_snr(prediction_type):
+    diffusion = Diffusion(prediction_type, log_snr_min=-20.0)
+    teacher, steps = gaussian(diffusion), 4
+    x_0, noise = torch.randn(2, 6, 5, dtype=torch.float64)
+    t = student_times(torch.rand(6, dtype=torch.float64), steps).clamp(max=0.75)
+
+    def student(off):
+        def predict(x_t, t):
+            wanted = two_steps_as_one(diffusion, teacher, x_t, t, steps) + off
+            return diffusion.target(wanted, diffusion.epsilon(wanted, x_t, t), t)
+        return predict
+
+    def loss(off):
+        return distillation_loss(diffusion, student(off), teacher, x_0, t, noise, steps).item()
+    assert loss(0.0) == pytest.approx(0, abs=1e-20)
+    assert loss(0.1) == pytest.approx(0.01 * diffusion.snr(t).clamp(min=1).mean().item(), rel=1e-9)
+
+
+# --- through the trainer
+
+STUDENT = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0", "distill.guidance_scale=2.0"]
+
+
+@pytest.fixture
+def student(smoke_config, smoke_weights, tmp_path):
+    def make(stage, *overrides):
+        config = smoke_config(stage, [*STUDENT, f"distill.teacher={smoke_weights}", "train.precision=fp32", *overrides])
+        return Trainer(config, tmp_path / "run", weights=smoke_weights, device="cpu")
+    return make
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder", "decoder_t", "interpolation", "sr_l_t", "sr_h"])
+def test_every_diffusion_stage_can_be_distilled(student, smoke_weights, stage):
+    it = student(stage)
+    teacher, _, _ = load_network(smoke_weights, stage, it.objective.clip)
+    assert all(torch.equal(p, teacher.state_dict()[name]) for name, p in it.network.state_dict().items())
+    reports = list(it.steps())
+    assert all(report["loss"] > 0 for report in reports) and reports[-1]["step"] == it.train.steps
+    assert all(torch.equal(p, teacher.state_dict()[name]) for name, p in it.objective.teacher.state_dict().items())
+
+
+def test_a_student_comes_closer_to_its_teacher(student):
+    it = student("decoder", "train.steps=60", "train.batch_size=32", "data.num_clips=8", "train.warmup_steps=5")
+    losses = [report["loss"] for report in it.steps()]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:5]) * 2
+
+
+@pytest.mark.parametrize("stage, overrides, said", [
+    ("judge", [], "distill.teacher"), ("decoder", ["sample.sampler=dpmpp_2m"], "sample.sampler"),
+    ("decoder", ["sample.guidance_scale=3.0"], "guidance_scale"), ("decoder", ["diffusion.loss=hybrid"], "learned variance")])
+def test_what_cannot_be_distilled_is_refused(smoke_config, stage, overrides, said):
+    with pytest.raises(MavliteError, match=said):
+        smoke_config(stage, [*STUDENT, "distill.teacher=anywhere", *overrides])
