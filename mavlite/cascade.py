@@ -7,9 +7,11 @@ so that a video depends on its seed and index and not on its neighbours in the b
 import hashlib
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 
 from mavlite.diffusion import Diffusion
+from mavlite.layers import PseudoConv3d
 from mavlite.objectives import upsample
 from mavlite.prior import closest, renormalise
 from mavlite.sampling import make_denoiser, sample
@@ -37,14 +39,20 @@ class Noise:
         return torch.stack([torch.randn(*shape, generator=g) for g in self.generators]).to(self.device)
 
 
-def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0):
-    """Sample one stage. draw_noise() gives noise of the whole batch; settings: a SampleConfig, else the stage's own."""
+def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0):
+    """Sample one stage. draw_noise() gives noise of the whole batch; settings: a SampleConfig, else the stage's own.
+
+    start: data to begin from instead of pure noise, noised to the time `strength` in (0, 1].
+    """
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
     denoise = make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
                             learned_variance=d.loss == "hybrid")
-    return sample(denoise, draw_noise(), diffusion, sampler=settings.sampler,
-                  num_inference_steps=settings.steps, draw_noise=draw_noise)
+    x = draw_noise()
+    if start is not None:
+        x = diffusion.add_noise(start, x, torch.full((len(x),), float(strength), device=x.device))
+    return sample(denoise, x, diffusion, sampler=settings.sampler, num_inference_steps=settings.steps,
+                  draw_noise=draw_noise, start_time=strength)
 
 
 def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, candidates=2):
@@ -68,11 +76,15 @@ def run_decoder(network, config, noise, image_embeds, *, settings=None):
     return run(network, config, lambda: noise(channels, size, size), {"image_embeds": image_embeds}, settings=settings)
 
 
-def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, num_frames=None):
-    """D^t: image embeddings (b, d) and a key-frame rate -> key frames (b, c, f, h, w)."""
-    size, channels, f = config.data.sizes[0], config.data.channels, num_frames or config.data.num_frames
+def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, start=None, strength=1.0):
+    """D^t: image embeddings (b, d) and a key-frame rate -> key frames (b, c, f, h, w).
+
+    start, strength: key frames to begin from and how far they are noised, for variations of a given clip.
+    """
+    size, channels, f = config.data.sizes[0], config.data.channels, config.data.num_frames
     conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
-    return run(network, config, lambda: noise(channels, f, size, size), conditions, settings=settings)
+    return run(network, config, lambda: noise(channels, f, size, size), conditions, settings=settings, start=start,
+               strength=strength)
 
 
 def window_starts(num_keys, keys_per_window):
@@ -87,18 +99,34 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
     known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames and skip: their condition.
     """
     b, n, c, f, h, w = frames.shape
-    known = known.to(frames.dtype).view(1, 1, f, 1, 1)
-    masked = rearrange(frames, "b n c f h w -> (b n) c f h w") * known
+    known = known.to(frames.dtype).view(1, 1, 1, f, 1, 1)
+    masked = rearrange(frames * known, "b n c f h w -> (b n) c f h w")
     ones = torch.ones_like(image_embeds[:, 0]).repeat_interleave(n)
-    conditions = {"concat": torch.cat([masked, known.expand(len(masked), 1, -1, h, w)], dim=1),
+    conditions = {"concat": torch.cat([masked, known[0].expand(len(masked), 1, -1, h, w)], dim=1),
                   "image_embeds": image_embeds.repeat_interleave(n, dim=0),
                   "fps": (ones * fps).log(), "frame_skip": (ones * skip).log()}
 
     def draw_noise():
         return rearrange(noise(n, c, f, h, w), "b n ... -> (b n) ...")
 
-    filled = run(network, config, draw_noise, conditions, settings=settings)
-    return rearrange(torch.where(known.bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
+    filled = run(in_batches(network), config, draw_noise, conditions, settings=settings)
+    return rearrange(torch.where(known[0].bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
+
+
+def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None):
+    """upF on the key-frame grid: key frames (b, c, k, h, w) and what comes after them, `num_keys` in all.
+
+    Window by window: the last half of a window's length is known, the other half made; y_e stays the same. One
+    network evaluation thus moves on by seconds, where small steps at the full rate would drift.
+    """
+    length = config.data.num_frames
+    while keys.shape[2] < num_keys:
+        given = min(keys.shape[2], length // 2)
+        frames = F.pad(keys[:, None, :, -given:], (0, 0, 0, 0, 0, length - given))   # b 1 c f h w
+        known = torch.arange(length, device=keys.device) < given
+        filled = fill_frames(network, config, noise, frames, known, image_embeds, fps, 1, settings=settings)
+        keys = torch.cat([keys, filled[:, 0, :, given:]], dim=2)
+    return keys[:, :, :num_keys]
 
 
 def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, settings=None):
@@ -124,6 +152,45 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
     return video
 
 
+# ---------------------------------------------------------------- long videos in flat memory
+
+WINDOWS = 40                                 # of upF evaluated together
+FRAMES = 152                                 # of a super-resolution stage evaluated together
+
+
+def in_batches(network):
+    """The network, evaluated on at most `WINDOWS` of its batch at a time: the same function in flat memory."""
+    def evaluate(x, t, **conditions):
+        if len(x) <= WINDOWS:
+            return network(x, t, **conditions)
+        parts = [network(x[i:i + WINDOWS], t[i:i + WINDOWS],
+                         **{name: value if value is None else value[i:i + WINDOWS] for name, value in conditions.items()})
+                 for i in range(0, len(x), WINDOWS)]
+        return torch.cat(parts)
+    return evaluate
+
+
+def over_frames(network):
+    """The network, evaluated on about `FRAMES` frames at a time: the same function in flat memory.
+
+    Each part sees as many frames more on either side as its temporal convolutions reach, so nothing shows
+    where parts meet. (With temporal attention the parts would not know of each other's far frames.)
+    """
+    reach = sum(isinstance(m, PseudoConv3d) and m.temporal is not None for m in network.modules())
+
+    def evaluate(x, t, *, concat, **conditions):
+        f = x.shape[2] if x.ndim == 5 else 1
+        if f <= FRAMES:
+            return network(x, t, concat=concat, **conditions)
+        parts = []
+        for start in range(0, f, FRAMES):
+            low, high = max(0, start - reach), min(f, start + FRAMES + reach)
+            part = network(x[:, :, low:high], t, concat=concat[:, :, low:high], **conditions)
+            parts.append(part[:, :, start - low:start - low + FRAMES])
+        return torch.cat(parts, dim=2)
+    return evaluate
+
+
 def run_super_resolution(network, config, noise, low, *, settings=None, shared_noise=False):
     """SR_l, SR_l^t, SR_h: frames (b c h w) or clips (b c f h w) -> the same at the stage's size.
 
@@ -144,4 +211,4 @@ def run_super_resolution(network, config, noise, low, *, settings=None, shared_n
     noisy = low + settings.noise_level * draw_noise(low.shape[-1])
     conditions = {"concat": upsample(noisy, size),
                   "noise_level": torch.full((len(low),), settings.noise_level, device=low.device)}
-    return run(network, config, draw_noise, conditions, settings=settings)
+    return run(over_frames(network), config, draw_noise, conditions, settings=settings)

@@ -14,20 +14,38 @@ def parser():
     p = commands.add_parser("generate", help="text to video", description='For example: mavlite generate "two and 4" --out clip.mp4')
     p.add_argument("prompt", nargs="?", help='such as "two and 4"')
     p.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, instead of PROMPT")
-    p.add_argument("--out", required=True, nargs="+", metavar="PATH",
-                   help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; several may be named")
-    p.add_argument("--fps", type=float, help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
     p.add_argument("--num-frames", type=int, help="frames of the video, 1 for an image (default 76)")
-    p.add_argument("--steps", type=int, help="denoising steps of every stage (default: each stage's own)")
-    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: each stage's own)")
-    p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--frame-skip", type=int, help="frames of the video per key frame (default 5)")
     p.add_argument("--num-videos", type=int, default=1, help="videos for each prompt")
     p.add_argument("--batch-size", type=int, default=8, help="videos at a time")
-    p.add_argument("--independent-noise", action="store_true", help="SR_h: other noise for each frame, to see the flicker")
-    p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
-    p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    _sampling_arguments(p)
     p.set_defaults(run=generate)
+
+    p = commands.add_parser("animate", help="set a picture in motion")
+    p.add_argument("inputs", nargs=1, metavar="IMAGE", help="any picture; it comes back as one of the frames")
+    p.add_argument("--position", choices=("first", "middle", "last"), default="first", help="which frame it is")
+    p.add_argument("--prompt", help="what to condition on instead of the picture's own embedding")
+    _application(p, "position", "prompt")
+
+    p = commands.add_parser("interpolate", help="the frames between two pictures")
+    p.add_argument("inputs", nargs=2, metavar="IMAGE", help="both come back, at the ends")
+    p.add_argument("--num-frames", type=int, default=16)
+    _application(p, "num_frames")
+
+    p = commands.add_parser("vary", help="another video of the same digits")
+    p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY")
+    p.add_argument("--strength", type=float, default=1.0, help="1: a new video; towards 0: nearer to the given one")
+    _application(p, "strength")
+
+    p = commands.add_parser("extend", help="a video that goes on")
+    p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY; it comes back at the beginning")
+    p.add_argument("--num-frames", type=int, required=True, help="of the longer video, the given one's among them")
+    _application(p, "num_frames")
+
+    p = commands.add_parser("morph", help="from one prompt to another, a video a step")
+    p.add_argument("inputs", nargs=2, metavar="PROMPT", help='such as "two and 4" "seven and 9"')
+    p.add_argument("--num-videos", type=int, default=5, help="steps, both ends counted")
+    _application(p, "num_videos")
 
     p = commands.add_parser("train", help="train one stage", description="For example: mavlite train decoder --config configs/t4.yaml --out runs/decoder")
     p.add_argument("stage")
@@ -61,6 +79,27 @@ def parser():
     return top
 
 
+def _sampling_arguments(p):
+    p.add_argument("--out", required=True, nargs="+", metavar="PATH",
+                   help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; several may be named")
+    p.add_argument("--stages-out", metavar="DIR", help="also write what every stage made, as pictures")
+    p.add_argument("--fps", type=float, help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
+    p.add_argument("--steps", type=int, help="denoising steps of every stage (default: each stage's own)")
+    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: each stage's own)")
+    p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--independent-noise", action="store_true", help="SR_h: other noise for each frame, to see the flicker")
+    p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
+    p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+
+
+def _application(p, *own):
+    """own: the arguments that only this application has."""
+    p.add_argument("--invert", choices=("auto", "always", "never"), default="auto", help="dark digits on light: make them light")
+    _sampling_arguments(p)
+    p.set_defaults(run=apply, own=own)
+
+
 def _training_arguments(p):
     p.add_argument("--config", required=True, metavar="YAML")
     p.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
@@ -68,14 +107,25 @@ def _training_arguments(p):
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
 
 
+def _sampling_options(args):
+    return {"weights": args.weights, "device": args.device, "fps": args.fps, "steps": args.steps, "seed": args.seed,
+            "guidance_scale": args.guidance_scale, "sampler": args.sampler, "shared_noise": not args.independent_noise,
+            "stages_out": args.stages_out}
+
+
 def generate(args):
     from mavlite.generate import generate_files, read_prompts
     if (args.prompt is None) == (args.prompts is None):
         raise MavliteError('give a prompt, such as "two and 4", or a file of them with --prompts')
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
-    generate_files(prompts, args.out, num_videos=args.num_videos, batch_size=args.batch_size, weights=args.weights,
-                   device=args.device, num_frames=args.num_frames, fps=args.fps, steps=args.steps, seed=args.seed,
-                   guidance_scale=args.guidance_scale, sampler=args.sampler, shared_noise=not args.independent_noise)
+    generate_files(prompts, args.out, num_videos=args.num_videos, batch_size=args.batch_size, num_frames=args.num_frames,
+                   frame_skip=args.frame_skip, **_sampling_options(args))
+
+
+def apply(args):
+    from mavlite.apply import apply as run_application
+    run_application(args.command, args.inputs, args.out, invert=args.invert, **{name: getattr(args, name) for name in args.own},
+                    **_sampling_options(args))
 
 
 def train(args):

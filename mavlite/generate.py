@@ -23,7 +23,8 @@ def read_prompts(path):
     return prompts
 
 
-def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None, device=None, seed=0, **options):
+def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None, device=None, seed=0, stages_out=None,
+                   **options):
     """Generate num_videos videos for each prompt and write them to each of `outputs`; returns the Video.
 
     Video k of all (prompt by prompt) draws from (seed, k), whatever the batch size. Everything that can be
@@ -43,13 +44,23 @@ def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None
     for start in tqdm(range(0, len(prompts), batch_size), disable=single, unit="batch"):
         parts.append(pipe(prompts[start:start + batch_size], seed=seed, index=start, progress=single, **options))
     video = _join(parts)
+    write_files(video, outputs, stages_out)
+    return video
+
+
+def write_files(video, outputs, stages_out=None):
+    """Write a Video to each of `outputs`, what its stages made to the folder stages_out, and say so."""
     for path in outputs:
         _write(video, Path(path))
         print(f"wrote {path}")
+    for name, frames in video.stages.items() if stages_out else ():
+        if frames.ndim > 2:                                  # embeddings are no pictures
+            frames = frames[:, :, None] if frames.ndim == 4 else frames
+            for suffix in ("png", "gif"):
+                print("wrote", Video(frames, video.fps).save(Path(stages_out) / f"{name}.{suffix}"))
     seconds = ", ".join(f"{stage} {t:.2f}" for stage, t in video.seconds.items())
     print(f"{len(video)} x {video.frames.shape[2]} frames at {video.fps:g} fps; seconds: {seconds}, "
           f"in all {sum(video.seconds.values()):.2f}")
-    return video
 
 
 def _join(parts):
@@ -65,4 +76,5 @@ def _write(video, path):
         video.save(path)
         return
     for i, clip in enumerate(video):                         # a folder: one file a video
-        clip.save(path / f"{i:04d}-{clip.prompts[0].replace(' ', '-')}.mp4")
+        name = "-".join([f"{i:04d}", *(prompt.replace(" ", "-") for prompt in clip.prompts)])
+        clip.save(path / f"{name}.mp4")

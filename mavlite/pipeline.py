@@ -4,19 +4,21 @@
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from einops import rearrange
 
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED
-from mavlite.device import autocast, keep_freed_memory, pick_device, pick_precision, synchronize
+from mavlite.device import keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
+from mavlite.moving_mnist import box_resize, clearest
+from mavlite.prior import renormalise
+from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
-from mavlite.video import Video
 
+LONGEST = 10_000                             # frames of a finished video
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation")  # have an embedding or a prompt to be guided by
 
 
@@ -55,88 +57,239 @@ class MakeAVideo:
             network.to(memory_format=torch.channels_last)
         return cls(networks, configs, device, precision)
 
+    # ------------------------------------------------------------ text to video
+
     @torch.no_grad()
-    def __call__(self, prompt, *, num_frames=None, fps=None, steps=None, guidance_scale=None, sampler=None,
-                 seed=0, index=0, shared_noise=True, progress=False):
+    def __call__(self, prompt, *, num_frames=None, frame_skip=None, **options):
         """Text to video, or with num_frames=1 text to image through D, SR_l and SR_h.
 
-        prompt: str, or a list of them for a batch. num_frames: of the finished video, 1 ... 76 by default
-        (the length of 16 key frames at skip 5). fps: key-frame rate, within what training covered; the
-        finished video's is fps * skip. steps, guidance_scale, sampler: one value for every stage that has it
-        (guidance: those with an image embedding or a prompt), or a dict stage -> value. seed, index: video i
-        of the batch draws from (seed, index + i). shared_noise=False gives SR_h independent noise for each
-        frame, to see the flicker. Returns a `Video`; its `.stages` holds every intermediate, on the CPU,
-        `.seconds` the time of each stage.
+        prompt: str, or a list of them for a batch. num_frames: of the finished video, 76 by default (the
+        length of 16 key frames at skip 5); of a longer one the key frames go on by extrapolation, at the same
+        rate and with the same embedding. frame_skip: frames of the finished video per key frame, whose rate
+        it multiplies; the key frames stay the same. Returns a `Video`; its `.stages` holds every intermediate,
+        on the CPU, `.seconds` the time of each stage.
+
+        options, of this and every other method:
+            fps: key-frame rate, within what training covered; the finished video's is fps * frame_skip.
+            steps, guidance_scale, sampler: one value for every stage that has it (guidance: those with an
+                image embedding or a prompt), or a dict stage -> value.
+            seed, index: video i of the batch draws from (seed, index + i).
+            shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
+            progress: show a bar.
+        Raises MavliteError for what the weights were not trained for, before work begins.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        num_frames, fps = self._checked(prompts, num_frames, fps)
-        settings = self._settings(steps, guidance_scale, sampler)
-        image = num_frames == 1
-        clock = _Clock(self.device, progress, 4 if image else 6)
-        indices = range(index, index + len(prompts))
-
-        def noise(stage):
-            return cascade.Noise(seed, indices, stage, self.device)
-
-        def network(stage):
-            return self.networks[stage], self.configs[stage], noise(stage)
-
-        with autocast(self.device, self.precision):
-            with clock("clip"):
-                tokens, text_embeds = (x.float() for x in self.networks["clip"].text(prompts))
-            with clock("prior"):
-                y_e = cascade.run_prior(*network("prior"), tokens, text_embeds, settings=settings["prior"])
-            stages = {"text_embeds": text_embeds, "image_embeds": y_e}
-            finished = self._image if image else self._video
-            finished(network, settings, stages, y_e, num_frames, fps, clock, shared_noise)
-        clock.close()
-        stages = {name: (x if name.endswith("embeds") else to_unit(x)).float().cpu()
-                  for name, x in stages.items()}
-        frames = stages["sr_h"] if not image else stages["sr_h"][:, :, None]
-        rate = fps * self.data.frame_skip
-        return Video(frames, fps=rate, stages=stages, seconds=clock.seconds, prompts=prompts)
-
-    def _video(self, network, settings, stages, y_e, num_frames, fps, clock, shared_noise):
-        with clock("decoder_t"):
-            # All frames, however few are needed, wherever frames know of each other: training saw whole
-            # clips, and a shorter video is then the beginning of the longer one. Only SR_h need not make the
-            # others.
-            keys = cascade.run_decoder_t(*network("decoder_t"), y_e, fps, settings=settings["decoder_t"])
-        with clock("interpolation"):
-            frames = cascade.run_interpolation(*network("interpolation"), keys, y_e, fps,
-                                               self.data.frame_skip, settings=settings["interpolation"])
-        with clock("sr_l_t"):
-            middle = cascade.run_super_resolution(*network("sr_l_t"), frames, settings=settings["sr_l_t"])
-        frames, middle = frames[:, :, :num_frames], middle[:, :, :num_frames]
-        with clock("sr_h"):
-            large = cascade.run_super_resolution(*network("sr_h"), middle, settings=settings["sr_h"],
-                                                 shared_noise=shared_noise)
-        stages |= {"decoder_t": keys, "interpolation": frames, "sr_l_t": middle, "sr_h": large}
-
-    def _image(self, network, settings, stages, y_e, num_frames, fps, clock, shared_noise):
-        with clock("decoder"):
-            frame = cascade.run_decoder(*network("decoder"), y_e, settings=settings["decoder"])
-        with clock("sr_l"):
-            middle = cascade.run_super_resolution(*network("sr_l"), frame, settings=settings["sr_l"])
-        with clock("sr_h"):
-            large = cascade.run_super_resolution(*network("sr_h"), middle, settings=settings["sr_h"])
-        stages |= {"decoder": frame, "sr_l": middle, "sr_h": large}
-
-    def _checked(self, prompts, num_frames, fps):
-        """Refuse what the weights were not trained for, before work begins."""
         if not prompts:
             raise MavliteError("no prompt was given; write one like \"two and 4\"")
-        most = (self.data.num_frames - 1) * self.data.frame_skip + 1
-        num_frames = most if num_frames is None else num_frames
-        if not 1 <= num_frames <= most:
-            raise MavliteError(f"num_frames: {num_frames} is not within 1 ... {most} ({self.data.num_frames} "
-                               f"key frames at skip {self.data.frame_skip})")
+        run, skip = Session(self, len(prompts), **options), self._checked_skip(frame_skip)
+        if num_frames is None:
+            num_frames = (self.data.num_frames - 1) * skip + 1
+        if not 1 <= num_frames <= LONGEST:
+            raise MavliteError(f"num_frames: {num_frames} is not within 1 ... {LONGEST}")
+        with run:
+            y_e = self._embed_prompts(run, prompts)
+            if num_frames == 1:
+                frames = self._image(run, y_e)
+            else:
+                with run.clock("decoder_t"):
+                    # All key frames, however few are needed, wherever frames know of each other: training saw
+                    # whole clips, and a shorter video is then the beginning of the longer one.
+                    keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps,
+                                                 settings=run.settings["decoder_t"])
+                num_keys = -(-(num_frames - 1) // skip) + 1
+                if num_keys > keys.shape[2]:
+                    keys = self._extend(run, keys, num_keys, y_e)
+                frames = self._finish(run, keys, y_e, skip, num_frames)
+        return run.video(frames, run.fps * skip, prompts)
+
+    def _embed_prompts(self, run, prompts):
+        """P: image embeddings (b, d) for prompts."""
+        self.networks["clip"].tokenizer(prompts)             # refuses unknown words before anything starts
+        with run.clock("clip"):
+            tokens, text_embeds = (x.float() for x in self.networks["clip"].text(prompts))
+        with run.clock("prior"):
+            y_e = cascade.run_prior(*run.stage("prior"), tokens, text_embeds, settings=run.settings["prior"])
+        run.kept |= {"text_embeds": text_embeds, "image_embeds": y_e}
+        return y_e
+
+    def _image(self, run, y_e):
+        """SR_h o SR_l o D: one frame (b, c, 1, h, w)."""
+        frame = y_e
+        for stage, step in (("decoder", cascade.run_decoder), ("sr_l", cascade.run_super_resolution),
+                            ("sr_h", cascade.run_super_resolution)):
+            with run.clock(stage):
+                frame = run.kept[stage] = step(*run.stage(stage), frame, settings=run.settings[stage])
+        return frame[:, :, None]
+
+    def _extend(self, run, keys, num_keys, y_e):
+        """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation."""
+        with run.clock("interpolation"):
+            return cascade.extend_keys(*run.stage("interpolation", "extend"), keys, num_keys, y_e, run.fps,
+                                       settings=run.settings["interpolation"])
+
+    def _finish(self, run, keys, y_e, skip, num_frames=None):
+        """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
+        with run.clock("interpolation"):
+            frames = cascade.run_interpolation(*run.stage("interpolation"), keys, y_e, run.fps, skip,
+                                               settings=run.settings["interpolation"])
+        with run.clock("sr_l_t"):
+            middle = cascade.run_super_resolution(*run.stage("sr_l_t"), frames, settings=run.settings["sr_l_t"])
+        frames, middle = frames[:, :, :num_frames], middle[:, :, :num_frames]
+        with run.clock("sr_h"):                              # frame by frame: it need not make the others
+            large = cascade.run_super_resolution(*run.stage("sr_h"), middle, settings=run.settings["sr_h"],
+                                                 shared_noise=run.shared_noise)
+        run.kept |= {"decoder_t": keys, "interpolation": frames, "sr_l_t": middle, "sr_h": large}
+        return large
+
+    # ------------------------------------------------------------ the paper's applications
+
+    @torch.no_grad()
+    def animate(self, image, *, prompt=None, position="first", **options):
+        """A picture set in motion: upF extrapolates key frames from the one given, then the cascade goes on.
+
+        image: (b, c, s, s) in [0, 1], s the finished size (64). It comes back exactly, as the first, the last or
+        the middle frame (position). prompt: its embedding by P takes the place of the image's own.
+        """
+        low = self._small(image[:, :, None])
+        at = {"first": 0, "middle": self.data.num_frames // 2, "last": self.data.num_frames - 1}.get(position)
+        if at is None:
+            raise MavliteError(f"position: {position!r} is none of first, middle, last")
+        run, skip = Session(self, len(image), **options), self.data.frame_skip
+        with run:
+            y_e = self._embed_images(run, low) if prompt is None else self._embed_prompts(run, [prompt] * len(image))
+            known = torch.arange(self.data.num_frames, device=self.device) == at
+            with run.clock("interpolation"):
+                given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read at the known place only
+                filled = cascade.fill_frames(*run.stage("interpolation", "keys"), given, known, y_e, run.fps, 1,
+                                             settings=run.settings["interpolation"])
+            frames = self._finish(run, filled[:, 0], y_e, skip)
+        frames[:, :, at * skip] = image.to(frames) * 2 - 1
+        return run.video(frames, run.fps * skip)
+
+    @torch.no_grad()
+    def interpolate(self, first, last, *, num_frames=16, **options):
+        """The frames between two pictures (b, c, s, s) in [0, 1], which come back exactly at both ends.
+
+        Up to 16 frames are one window of upF at the rate `fps`; more are key frames, filled in at a higher one.
+        """
+        length = self.data.num_frames
+        skip = self._checked_skip(max(1, -(-(num_frames - 1) // (length - 1))))
+        if num_frames < 3:
+            raise MavliteError(f"num_frames: {num_frames} leaves no frame between the two; ask for 3 or more")
+        low = self._small(torch.stack([first, last], dim=2))
+        run, window = Session(self, len(first), **options), min(num_frames, length)
+        with run:
+            y_e = self._embed_images(run, low)
+            frames = torch.zeros(*low.shape[:2], window, *low.shape[3:], device=self.device)
+            frames[:, :, [0, -1]] = low
+            known = torch.zeros(window, dtype=torch.bool, device=self.device)
+            known[[0, -1]] = True
+            with run.clock("interpolation"):
+                filled = cascade.fill_frames(*run.stage("interpolation", "keys"), frames[:, None], known, y_e,
+                                             run.fps, 1, settings=run.settings["interpolation"])
+            frames = self._finish(run, filled[:, 0], y_e, skip)
+        frames[:, :, 0], frames[:, :, -1] = (image.to(frames) * 2 - 1 for image in (first, last))
+        chosen = torch.linspace(0, frames.shape[2] - 1, num_frames).round().long()
+        return run.video(frames[:, :, chosen], run.fps * skip * num_frames / frames.shape[2])
+
+    @torch.no_grad()
+    def vary(self, video, *, strength=1.0, **options):
+        """Another video of the same digits: D^t from the mean embedding of the given one's frames.
+
+        video: a `Video` of the finished size. strength in (0, 1]: 1 is a new one; below, D^t starts part-way from
+        the given key frames, and keeps to them the more the lower it is.
+        """
+        if not 0 < strength <= 1:
+            raise MavliteError(f"strength: {strength} is not within (0, 1]")
+        run = Session(self, len(video), **options)
+        keys = self._small(self._key_frames(video, run.fps))
+        with run:
+            y_e = self._embed_images(run, keys, mean=True)
+            start = None
+            if strength < 1:                                 # a short video stands still at its end
+                missing = self.data.num_frames - keys.shape[2]
+                start = torch.cat([keys, keys[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+            with run.clock("decoder_t"):
+                made = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps, settings=run.settings["decoder_t"],
+                                             start=start, strength=strength)
+            frames = self._finish(run, made, y_e, self.data.frame_skip)
+        return run.video(frames, run.fps * self.data.frame_skip)
+
+    @torch.no_grad()
+    def extend(self, video, *, num_frames, **options):
+        """A video that goes on: key frames are extrapolated from the given one's, with the embedding of its clearest.
+
+        video: a `Video` of the finished size; where it has the finished rate its frames come back exactly.
+        """
+        run, skip = Session(self, len(video), **options), self.data.frame_skip
+        keys = self._small(self._key_frames(video, run.fps, every=True))
+        num_keys = -(-(num_frames - 1) // skip) + 1
+        if not keys.shape[2] < num_keys <= LONGEST // skip:
+            raise MavliteError(f"num_frames: {num_frames} is not within {keys.shape[2] * skip + 1} ... {LONGEST}: "
+                               f"the given video is {keys.shape[2]} key frames long")
+        with run:
+            y_e = self._embed_images(run, keys)
+            frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames)
+        if abs(video.fps / (run.fps * skip) - 1) < 1e-3:
+            frames[:, :, :video.frames.shape[2]] = video.frames.to(frames)[:, :, :num_frames] * 2 - 1
+        return run.video(frames, run.fps * skip)
+
+    @torch.no_grad()
+    def morph(self, first, last, *, num_videos=5, **options):
+        """From one prompt to another: a video for each of some embeddings on the arc between P's two.
+
+        All start from the same noise, so what changes from one to the next comes from the embedding.
+        """
+        if num_videos < 2:
+            raise MavliteError(f"num_videos: {num_videos} has no way from one prompt to the other; ask for 2 or more")
+        run = Session(self, num_videos, same=True, **options)
+        with run:
+            ends = self._embed_prompts(run, [first] * (num_videos - 1) + [last])[[0, -1]]
+            y_e = spherical(ends[0], ends[1], torch.linspace(0, 1, num_videos, device=self.device))
+            with run.clock("decoder_t"):
+                keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps, settings=run.settings["decoder_t"])
+            frames = self._finish(run, keys, y_e, self.data.frame_skip)
+        return run.video(frames, run.fps * self.data.frame_skip)
+
+    def _small(self, frames):
+        """Finished-size frames (b, c, f, s, s) in [0, 1] -> what D^t and upF work on: small, in [-1, 1]."""
+        size, channels = self.data.sizes[-1], self.data.channels
+        if frames.ndim != 5 or frames.shape[1] != channels or frames.shape[-2:] != (size, size):
+            raise MavliteError(f"frames {tuple(frames.shape)} are not {channels} x {size} x {size}; "
+                               "`mavlite.inputs` reads any picture or video so")
+        return box_resize(frames.to(self.device, torch.float32), self.data.sizes[0]) * 2 - 1
+
+    def _key_frames(self, video, fps, every=False):
+        """The frames (b, c, k, s, s) of a video at key times, as many as D^t makes, or every one."""
+        count = int((video.frames.shape[2] - 1) * fps / video.fps + 1e-6) + 1
+        times = torch.arange(count if every else min(count, self.data.num_frames))
+        return video.frames[:, :, (times * video.fps / fps).round().long()]
+
+    def _embed_images(self, run, frames, mean=False):
+        """C_y: the embedding (b, d) of the clearest of frames (b, c, f, h, w) in [-1, 1], or the mean of all."""
+        with run.clock("clip"):
+            if not mean:
+                frames = frames[torch.arange(len(frames), device=frames.device), :, clearest(frames)][:, :, None]
+            y_e = self.networks["clip"].image_embeds(rearrange(to_unit(frames), "b c f h w -> (b f) c h w")).float()
+            y_e = renormalise(rearrange(y_e, "(b f) d -> b f d", f=frames.shape[2]).mean(dim=1))
+        run.kept["image_embeds"] = y_e
+        return y_e
+
+    # ------------------------------------------------------------ checks
+
+    def _checked_fps(self, fps):
+        """Refuse what the weights were not trained for."""
         low, high = self.data.fps_range
         fps = self.data.fps if fps is None else fps
         if not low <= fps <= high:
-            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; choose within {low:g} ... "
-                               f"{high:g}")
-        return num_frames, float(fps)
+            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; choose within {low:g} ... {high:g}")
+        return float(fps)
+
+    def _checked_skip(self, skip):
+        skip, most = self.data.frame_skip if skip is None else skip, self.data.max_frame_skip
+        if not 1 <= skip <= most:
+            raise MavliteError(f"frame_skip: {skip} was not trained; choose within 1 ... {most}")
+        return skip
 
     def _settings(self, steps, guidance_scale, sampler):
         """Each stage's own sampling settings, with what the caller overrides: stage -> SampleConfig."""
@@ -153,9 +306,16 @@ class MakeAVideo:
         return {stage: dataclasses.replace(self.configs[stage].sample, **changes[stage]) for stage in changes}
 
 
-def to_unit(frames):
-    """[-1, 1] -> [0, 1], clipped."""
-    return ((frames + 1) / 2).clamp(0, 1)
+def spherical(a, b, weights):
+    """Points on the arc from a to b (d,), both of one length, at `weights` (n,) in [0, 1]: (n, d).
+
+        (sin((1 - w) theta) a + sin(w theta) b) / sin(theta),     theta the angle between a and b
+    """
+    theta = torch.acos(torch.cosine_similarity(a, b, dim=0).clamp(-1, 1))
+    if theta < 1e-4:
+        return a.expand(len(weights), -1)
+    w = weights[:, None]
+    return (torch.sin((1 - w) * theta) * a + torch.sin(w * theta) * b) / torch.sin(theta)
 
 
 def _weights_folder(source):
@@ -174,31 +334,3 @@ def _weights_folder(source):
     except Exception as error:                               # the Hub client raises many kinds
         raise MavliteError(f"{source}: neither a folder nor a reachable Hub repository "
                            f"({' '.join(str(error).split())[:100]})") from None
-
-
-class _Clock:
-    """Times each stage and shows the progress."""
-
-    def __init__(self, device, progress, total):
-        self.device, self.seconds = device, {}
-        self.bar = tqdm(total=total, disable=not progress, unit="stage",
-                        bar_format="{desc:14s} {bar:20} {n}/{total} [{elapsed}]")
-
-    def __call__(self, name):
-        self.name = name
-        self.bar.set_description_str(name)
-        return self
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exception):
-        synchronize(self.device)
-        self.seconds[self.name] = time.perf_counter() - self.started
-        self.bar.update()
-        if exception[0]:
-            self.bar.close()
-
-    def close(self):
-        self.bar.set_description_str("done")
-        self.bar.close()

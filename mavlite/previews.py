@@ -8,7 +8,7 @@ import torch
 from mavlite import cascade
 from mavlite.device import autocast
 from mavlite.moving_mnist import box_resize
-from mavlite.pipeline import to_unit
+from mavlite.session import to_unit
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.training import uninterrupted
 from mavlite.video import contact_sheet

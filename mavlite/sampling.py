@@ -76,7 +76,7 @@ def time_steps(num_inference_steps, device=None):
 
 
 def sample(
-    denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None
+    denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0
 ):
     """Walk from noise to data with one of SAMPLERS.
 
@@ -89,6 +89,8 @@ def sample(
         draw_noise: draw_noise() -> fresh standard normal noise of x's shape, dtype and device. Needed by
             "ddpm", which calls it once a step but the last; ignored by the others.
         callback: callback(step_index, x_t, x_0), called in every step before x_t is left.
+        start_time: within (0, 1]. Below 1 the walk starts part-way, from x = add_noise(data, noise, start_time):
+            the result keeps to the data, the more the earlier it starts (SDEdit, Meng et al. 2021).
 
     Returns:
         x_0, in x's shape and dtype. No gradients are recorded.
@@ -99,13 +101,13 @@ def sample(
     functions = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
     if sampler not in functions:
         raise ValueError(f"sampler is {sampler!r}; it must be one of {SAMPLERS}")
-    return functions[sampler](denoise, x, diffusion, num_inference_steps, draw_noise, callback)
+    return functions[sampler](denoise, x, diffusion, num_inference_steps, draw_noise, callback, start_time)
 
 
 @torch.no_grad()
-def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None):
+def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0):
     """DDIM with eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12). Arguments as in `sample`."""
-    times, alpha, sigma = _schedule(diffusion, num_inference_steps)
+    times, alpha, sigma = _schedule(diffusion, num_inference_steps, start_time)
     for i in range(num_inference_steps):
         # 1. Look at x_t: what is its clean part?
         x_0, _ = _denoise(denoise, x, times[i])                                  # like x
@@ -119,14 +121,14 @@ def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
 
 
 @torch.no_grad()
-def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None):
+def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), between any two times. Arguments as in `sample`.
 
     The variance of a step is beta_tilde, or the learned one if denoise returns a pair.
     """
     if draw_noise is None:
         raise ValueError("the sampler 'ddpm' adds fresh noise in every step: pass draw_noise, () -> like x")
-    times, _, _ = _schedule(diffusion, num_inference_steps)
+    times, _, _ = _schedule(diffusion, num_inference_steps, start_time)
     grid = torch.tensor(times, dtype=torch.float64)
     c_t, c_0, beta, beta_tilde = (value.tolist() for value in diffusion.posterior(grid[:-1], grid[1:]))
     for i in range(num_inference_steps):
@@ -149,7 +151,7 @@ def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None):
+def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2). Arguments as in `sample`.
 
     With lambda = log(alpha / sigma) and h = lambda_s - lambda_t, a step is
@@ -160,7 +162,7 @@ def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, cal
     e^-h is simply 0. Steps of infinite length give no slope along lambda: the first, the second (if the first
     began at t = 1) and the last step are of first order, which is DDIM's step; the whole is of second order.
     """
-    times, alpha, sigma = _schedule(diffusion, num_inference_steps)
+    times, alpha, sigma = _schedule(diffusion, num_inference_steps, start_time)
     previous_x_0, previous_h = None, math.inf
     for i in range(num_inference_steps):
         # 1. Look at x_t: what is its clean part?
@@ -180,12 +182,12 @@ def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, cal
     return x
 
 
-def _schedule(diffusion, num_inference_steps):
+def _schedule(diffusion, num_inference_steps, start_time):
     """times, alpha, sigma of a walk: three lists of num_inference_steps + 1 floats.
 
     A truncated schedule (log_snr_min) starts at its own last time instead of at 1.
     """
-    times = time_steps(num_inference_steps) * diffusion.max_time                 # (n + 1,), float64, CPU
+    times = time_steps(num_inference_steps) * min(start_time, diffusion.max_time)        # (n + 1,), float64, CPU
     alpha, sigma = diffusion.alpha_sigma(times)
     return times.tolist(), alpha.tolist(), sigma.tolist()
 

@@ -13,9 +13,11 @@ PACKAGE = ROOT / "mavlite"
 # From top to bottom. A module imports modules of its own level or lower ones.
 LEVELS = [
     {"cli"},
+    {"apply"},
     {"generate", "info", "reproduce"},
     {"previews", "evaluation"},
     {"pipeline"},
+    {"session"},
     {"training"},
     {"objectives", "cascade"},
     {"stages"},
@@ -27,7 +29,7 @@ LEVELS = [
     {"layers", "diffusion", "optim"},
     {"moving_mnist"},
     {"digits", "prompts"},
-    {"checkpoint", "video", "config", "device", "curves"},
+    {"checkpoint", "video", "config", "device", "curves", "inputs"},
     {"errors"},
 ]
 

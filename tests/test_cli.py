@@ -92,7 +92,7 @@ def test_options_reach_the_pipeline(pipe, monkeypatch, tmp_path):
     recorder = Recorder()
     run("generate", "two and 4", "--out", tmp_path / "x.png", "--fps", 12, "--num-frames", 5, "--steps", 7,
         "--seed", 9, "--guidance-scale", 2.5, "--sampler", "ddim", "--independent-noise")
-    assert calls == [{"fps": 12.0, "num_frames": 5, "steps": 7, "seed": 9, "guidance_scale": 2.5,
+    assert calls == [{"fps": 12.0, "num_frames": 5, "frame_skip": None, "steps": 7, "seed": 9, "guidance_scale": 2.5,
                       "sampler": "ddim", "shared_noise": False, "index": 0, "progress": True}]
 
 
@@ -100,7 +100,7 @@ def test_options_reach_the_pipeline(pipe, monkeypatch, tmp_path):
     (["two and cat"], "cat"), (["two"], "two"), (["two and 4", "--fps", 0], "fps"),
     (["two and 4", "--fps", 31], "fps"), (["two and 4", "--fps", -1], "fps"),
     (["two and 4", "--fps", "nan"], "fps"), (["two and 4", "--num-frames", 0], "num_frames"),
-    (["two and 4", "--num-frames", 23], "num_frames"), (["two and 4", "--steps", 0], "steps"),
+    (["two and 4", "--num-frames", 10_001], "num_frames"), (["two and 4", "--steps", 0], "steps"),
     (["two and 4", "--num-videos", 0], "--num-videos"), (["two and 4", "--batch-size", 0], "--batch-size"),
     ([], "--prompts"), (["two and 4", "--prompts", "file.txt"], "--prompts")])
 def test_impossible_wishes(loaded, capsys, tmp_path, arguments, word):
@@ -144,6 +144,50 @@ def test_a_device_that_is_not_there(capsys, tmp_path, smoke_weights):
     said = error_of(capsys, "generate", "two and 4", "--out", tmp_path / "x.mp4", "--weights", smoke_weights,
                     "--device", "abacus")
     assert "abacus" in said
+
+
+# --- applications ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def given(tmp_path):
+    """A picture and a video such as a user may have."""
+    picture = np.zeros((50, 40), np.uint8)
+    picture[10:30, 15:25] = 255
+    imageio.v3.imwrite(tmp_path / "digit.png", picture)
+    imageio.v3.imwrite(tmp_path / "other.png", picture[::-1].copy())
+    frames = np.stack([np.roll(np.pad(picture, [(0, 0), (5, 5)]), 2 * i, axis=1) for i in range(12)])
+    np.save(tmp_path / "clip.npy", frames)
+    imageio.v3.imwrite(tmp_path / "clip.gif", frames, duration=50, loop=0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command, frames", [
+    (["animate", "digit.png", "--position", "last"], 22), (["animate", "digit.png", "--prompt", "two and 4"], 22),
+    (["interpolate", "digit.png", "other.png", "--num-frames", "7"], 7), (["vary", "clip.gif", "--strength", "0.5"], 22),
+    (["extend", "clip.npy", "--num-frames", "40"], 40)])
+def test_applications_write_videos(given, loaded, monkeypatch, command, frames):
+    monkeypatch.chdir(given)
+    assert run(*command, "--out", "made.npy", "made.gif", "--stages-out", "stages") == 0
+    assert np.load("made.npy").shape == (frames, 32, 32, 1)
+    assert {"decoder_t.png", "interpolation.gif", "sr_h.png"} <= {path.name for path in Path("stages").iterdir()}
+
+
+def test_a_morph_is_a_video_for_each_step(given, loaded, monkeypatch):
+    monkeypatch.chdir(given)
+    assert run("morph", "two and 4", "seven and 9", "--num-videos", "3", "--out", "made.npy", "steps") == 0
+    assert np.load("made.npy").shape == (3, 22, 32, 32, 1) and len(list(Path("steps").glob("*.mp4"))) == 3
+
+
+@pytest.mark.parametrize("command, said", [
+    (["animate", "none.png"], "none.png"), (["interpolate", "digit.png", "none.png"], "none.png"),
+    (["vary", "digit.txt"], "digit.txt"), (["vary", "clip.gif", "--strength", "2"], "strength"),
+    (["extend", "clip.npy", "--num-frames", "3"], "num_frames"), (["morph", "two and 4", "two and cat"], "cat"),
+    (["animate", "digit.png", "--fps", "99"], "fps")])
+def test_applications_refuse_in_one_line(given, loaded, monkeypatch, capsys, command, said):
+    monkeypatch.chdir(given)
+    Path("digit.txt").write_text("no picture")
+    assert said in error_of(capsys, *command, "--out", "made.npy")
+    assert not Path("made.npy").exists()
 
 
 # --- train and reproduce -----------------------------------------------------------------------------------

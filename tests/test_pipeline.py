@@ -98,6 +98,20 @@ def test_a_shorter_video_is_the_beginning(pipe, video, num_frames):
         close(short.stages[stage], video.stages[stage][:, :, :num_frames])
 
 
+def test_a_longer_video_goes_on_from_the_same_key_frames(pipe, video):
+    longer = pipe(PROMPTS, seed=0, num_frames=50)
+    assert longer.frames.shape == (2, 1, 50, 32, 32) and longer.stages["decoder_t"].shape[2] == 18
+    close(longer.stages["decoder_t"][:, :, :8], video.stages["decoder_t"])
+    assert longer.stages["decoder_t"][:, :, 8:].std() > 0.01
+
+
+def test_the_same_key_frames_at_another_rate(pipe, video):
+    slow = pipe(PROMPTS, seed=0, frame_skip=2)
+    assert slow.frames.shape[2] == 15 and slow.fps == 12
+    close(slow.stages["decoder_t"], video.stages["decoder_t"])
+    assert torch.equal(slow.stages["interpolation"][:, :, ::2], slow.stages["decoder_t"])
+
+
 def test_the_rate_follows_fps(pipe):
     assert pipe(PROMPTS[0], fps=10, num_frames=2).fps == 30
 
@@ -183,7 +197,8 @@ def test_networks_are_frozen_in_eval_mode(pipe):
 
 @pytest.mark.parametrize("options, word", [
     ({"fps": 0}, "fps"), ({"fps": -1}, "fps"), ({"fps": 31}, "fps"), ({"fps": float("nan")}, "fps"),
-    ({"num_frames": 0}, "num_frames"), ({"num_frames": -3}, "num_frames"), ({"num_frames": 23}, "num_frames"),
+    ({"num_frames": 0}, "num_frames"), ({"num_frames": -3}, "num_frames"), ({"num_frames": 10_001}, "num_frames"),
+    ({"frame_skip": 0}, "frame_skip"), ({"frame_skip": 5}, "frame_skip"),
     ({"steps": 0}, "steps"), ({"sampler": "euler"}, "sampler"), ({"guidance_scale": -1}, "guidance")])
 def test_what_was_not_trained_is_refused(pipe, options, word):
     assert word in refusal(pipe, PROMPTS[0], **options)

@@ -25,8 +25,9 @@ from mavlite.evaluation.samples import RealClips, decode, generate, image_embeds
 from mavlite.evaluation.tracker import match, track
 from mavlite.evaluation.video_features import embed_clips
 from mavlite.moving_mnist import box_resize
-from mavlite.pipeline import MakeAVideo, to_unit
+from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
+from mavlite.session import to_unit
 from mavlite.stages import MEASURING, load_network
 
 MOTION_FPS = (3, 6, 12, 24)                  # key-frame rates at which motion is measured

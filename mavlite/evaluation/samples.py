@@ -9,7 +9,7 @@ from mavlite import cascade
 from mavlite.device import autocast
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import LabelledClips
-from mavlite.pipeline import to_unit
+from mavlite.session import to_unit
 from mavlite.prompts import PAIRS, make_prompt, pair_index
 
 TEST_SEED = 20_000                           # of the simulator: test clips are no stage's training clips

@@ -1,0 +1,219 @@
+"""Pictures and videos of one's own, made into what the stages were taught on: square, small, white on black.
+
+Files come from anywhere, so sizes are checked before anything is decoded, frames are made small one by one
+as they are read, and whatever a decoder stumbles over becomes one MavliteError that names the file.
+"""
+
+import contextlib
+import warnings
+from itertools import islice
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from mavlite.errors import MavliteError
+
+MIN_SIDE, MAX_SIDE = 8, 4096                 # px, of the file's pictures
+# Not all that Pillow and ffmpeg could open: EPS starts Ghostscript, playlists lead to other files and hosts.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+CONTAINERS = "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,h264,hevc,m4v,ivf"
+
+
+def read_image(path, size, channels=1, invert="auto"):
+    """A picture, or the first frame of a video, as float32 (channels, size, size) in [0, 1], white on black.
+
+    Grey is the luminance 0.299 R + 0.587 G + 0.114 B; transparent is black. What is not square is padded with
+    its background; then it is made smaller by exact area averages or larger by bicubic interpolation. At size
+    x size it stays as it is, bit for bit. invert: "auto" swaps dark and light if the median along the border
+    is above 0.5; "always"; "never". What is inverted is freed of its paper too, see `_off_paper`.
+
+    Raises MavliteError if the file cannot be read, or has a side outside 8 ... 4096 px.
+    """
+    return _read(path, size, channels, invert, limit=1)[0][:, 0]
+
+
+def read_video(path, size, channels=1, invert="auto", max_frames=4000, min_frames=1):
+    """A video as (frames float32 (channels, f, size, size) in [0, 1], frames per second or None).
+
+    Frames become what `read_image` makes of pictures; whether and how to invert is decided once for all. GIFs
+    time every frame by itself: those that stay longer are repeated, so that the rate is constant. NPY files
+    hold (f, h, w) or (f, h, w, c), uint8 or float in [0, 1], and know no rate.
+
+    Raises MavliteError as `read_image` does, and for less than min_frames or more than max_frames frames.
+    """
+    frames, times = _read(path, size, channels, invert, limit=max_frames + 1)
+    as_is = np.ones(len(times), int), None
+    repeats, fps = as_is if None in times else _constant_rate(times, max_frames)
+    if repeats.sum() > max_frames:
+        raise _refusal(path, f"it has more than {max_frames} frames", "cut it shorter")
+    if repeats.sum() < min_frames:
+        raise _refusal(path, f"it has {repeats.sum()} frame(s)", f"give a video of {min_frames} or more")
+    return frames.repeat_interleave(torch.from_numpy(repeats), dim=1), fps
+
+
+def _refusal(path, wrong, remedy):
+    return MavliteError(f"cannot read {path}: {wrong}; {remedy}")
+
+
+def _read(path, size, channels, invert, limit):
+    """At most `limit` frames: (frames (c, f, size, size), milliseconds of each, or None)."""
+    if invert not in ("auto", "always", "never"):
+        raise MavliteError(f"invert must be auto, always or never, not {invert!r}")
+    path, shapes, frames, levels, times = Path(path).expanduser(), set(), [], [], []
+    with contextlib.closing(_pictures(path)) as pictures:
+        for picture, milliseconds in islice(pictures, limit):
+            planes = _planes(picture, channels)
+            shapes.add(planes.shape[1:])
+            if len(shapes) > 1:
+                raise _refusal(path, "its frames differ in size", "make them alike")
+            frames.append(_fit(planes, size))
+            k = max(1, min(planes.shape[1:]) // 16)          # px, how wide the border is
+            border = planes[:, :k], planes[:, -k:], planes[:, :, :k], planes[:, :, -k:]
+            levels.append(np.median(np.concatenate([edge.ravel() for edge in border])))
+            times.append(milliseconds)
+    if not frames:
+        raise _refusal(path, "it holds no frame", "give a picture or a video")
+    frames, level = np.stack(frames, axis=1), np.float32(np.median(levels))
+    covered = _fit(np.ones((1, *shapes.pop()), np.float32), size)[0].clip(0, 1)      # s s, 0 where padded
+    inverted = invert == "always" or (invert == "auto" and level > 0.5)
+    frames = _off_paper(frames, covered) if inverted else frames + level * (1 - covered)
+    return torch.from_numpy(frames.clip(0, 1)), times
+
+
+def _constant_rate(times, limit):
+    """Milliseconds of each frame -> (how often to show each, frames per second)."""
+    times = np.array(times)
+    for count in range(len(times), limit + 1):               # the fewest frames that fit
+        period = times.sum() / count
+        repeats = np.rint(times / period).clip(1)
+        if abs(times - repeats * period).max() <= 10:        # 30 fps are 30, 40, 30 ms in a GIF
+            break
+    else:
+        repeats = np.rint(times / times.min())
+    return repeats.astype(int), round(1000 * repeats.sum() / times.sum(), 3)
+
+
+def _pictures(path):
+    """Yields (picture, milliseconds or None); (h, w) or (h, w, c) uint8, int32 to 65535, or float to 1."""
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            wrong = "it is empty" if path.is_file() else "it is no file" if path.exists() else "it is missing"
+            raise _refusal(path, wrong, "name a picture or a video")
+        yield from _decode(path)
+    except MavliteError:
+        raise
+    except Exception as error:               # decoders raise almost anything over a broken file
+        wrong = getattr(error, "strerror", None) or "it is damaged, or in no known format"
+        raise _refusal(path, wrong, "give a PNG, JPEG, GIF, BMP, WebP, NPY or MP4 file") from error
+
+
+def _decode(path):
+    """What the file holds decides how it is read, not what it is called."""
+    with open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            return _decode_array(path)
+    try:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            return _decode_image(path, Image.open(path, formats=FORMATS))
+    except UnidentifiedImageError:
+        return _decode_video(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refusal(path, "it has too many pixels", f"give at most {MAX_SIDE} px a side") from error
+
+
+def _check_sides(path, h, w):
+    if min(h, w) < MIN_SIDE or max(h, w) > MAX_SIDE:
+        raise _refusal(path, f"it is {w} x {h} px", f"give one of {MIN_SIDE} to {MAX_SIDE} px a side")
+
+
+def _decode_array(path):
+    remedy = "save one clip, uint8 or float in [0, 1], of shape (f, h, w, c), (f, h, w), (h, w, c) or (h, w)"
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    axes = array.ndim - (array.ndim > 2 and array.shape[-1] in (1, 3, 4))            # without the channels
+    if axes not in (2, 3) or (array.dtype != np.uint8 and array.dtype.kind != "f"):
+        raise _refusal(path, f"its array is {array.dtype} of shape {array.shape}", remedy)
+    frames = array if axes == 3 else array[None]
+    _check_sides(path, *frames.shape[1:3])
+    for frame in frames:
+        if array.dtype.kind == "f" and not (frame.min() >= 0 and frame.max() <= 1):  # false for NaN too
+            raise _refusal(path, "its values are not all in [0, 1]", remedy)
+        yield np.asarray(frame), None
+
+
+def _decode_image(path, image):
+    with image:
+        moves = getattr(image, "is_animated", False)
+        for frame in ImageSequence.Iterator(image):
+            _check_sides(path, frame.height, frame.width)    # every one, since a GIF can grow
+            still = ImageOps.exif_transpose(frame)           # phones store how they were held
+            clear = still.mode in ("LA", "PA", "RGBA") or "transparency" in still.info
+            mode = "I" if still.mode.startswith("I") else "RGBA" if clear else "RGB" # I: grey of 16 bits
+            delay = frame.info.get("duration") or 0          # ms; viewers take what is below 20 for 100
+            yield np.asarray(still.convert(mode)), (delay if delay >= 20 else 100) if moves else None
+
+
+def _decode_video(path):
+    safe = ["-protocol_whitelist", "file", "-format_whitelist", CONTAINERS]
+    with contextlib.closing(imageio_ffmpeg.read_frames(str(path.absolute()), input_params=safe)) as frames:
+        about = next(frames)
+        w, h = about["size"]
+        _check_sides(path, h, w)
+        delay = 1000 / about["fps"] if about["fps"] else None
+        for frame in frames:
+            yield np.frombuffer(frame, np.uint8).reshape(h, w, 3), delay
+
+
+def _planes(picture, channels):
+    """A decoded picture -> float32 (channels, h, w) in [0, 1]."""
+    unit = {"uint8": 255, "int32": 65535}.get(picture.dtype.name, 1)
+    picture = picture if picture.ndim == 3 else picture[..., None]
+    c = picture.shape[-1]
+    red, green, blue = (picture[..., min(i, c - 1)].astype(np.float64) for i in range(3))
+    # Whole-number weights in float64: a grey v becomes 1000 v / 1000 unit, hence v / unit exactly.
+    grey = (299 * red + 587 * green + 114 * blue) / 1000
+    planes = np.stack([red, green, blue] if channels == 3 else [grey])
+    return (planes / unit * (picture[..., 3] / unit if c == 4 else 1)).astype(np.float32)
+
+
+def _fit(planes, size):
+    """(c, h, w), in the middle of a square of zeros -> (c, size, size). Linear, but for rounding."""
+    (h, w), side = planes.shape[1:], max(planes.shape[1:])
+    top, left = (side - h) // 2, (side - w) // 2
+    if side > size:                          # exact areas; in float64, so that equal numbers keep their mean
+        edges, cells = np.arange(size + 1)[:, None] * side / size, np.arange(side)
+        weights = (np.minimum(edges[1:], cells + 1) - np.maximum(edges[:-1], cells)).clip(0) * size / side
+        return (weights[:, top:top + h] @ planes @ weights[:, left:left + w].T).astype(np.float32)
+    square = torch.from_numpy(np.pad(planes, [(0, 0), (top, side - h - top), (left, side - w - left)]))
+    if side < size:
+        square = F.interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0]
+    return square.numpy()
+
+
+def _off_paper(frames, covered):
+    """Dark strokes on light paper (c f s s), 0 where `covered` (s, s) is -> white strokes on black.
+
+    After inversion each channel loses the light of the paper, a quadratic surface through it, then three
+    standard deviations of the noise around that; what is left is stretched so that the brightest twentieth of
+    the strokes is 1. One surface and one stretch for all frames. Hard-edged shadows will look like strokes.
+    """
+    inside, result = covered > 0.5 * covered.max(), []
+    y, x = np.mgrid[-1:1:1j * len(covered), -1:1:1j * len(covered)]
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)          # s s 6
+    for light in 1 - frames / np.maximum(covered, 1e-3):     # f s s
+        some = light[::max(1, len(light) // 64)]             # enough for the statistics
+        usual = np.median(some, axis=0)                      # few strokes, if they move
+        surface = np.median(usual[inside])
+        for _ in range(8):                                   # what stands out of the surface is no paper
+            rest = usual - surface
+            paper = inside & (rest < 3 * np.median(abs(rest[inside])) + 0.01)
+            surface = terms @ np.linalg.lstsq(terms[paper], usual[paper], rcond=None)[0]
+        rest = (some - surface)[:, inside]
+        black = 3 * 1.4826 * np.median(abs(rest))            # 1.4826: from median to standard deviation
+        strokes = rest[rest > black + 0.05]
+        white = max(np.quantile(strokes, 0.95), black + 0.1) if strokes.size else 1  # 0.1: stains stay faint
+        result.append(((light - surface - black) / (white - black)).clip(0, 1) * covered)
+    return np.stack(result).astype(np.float32)

@@ -1,0 +1,193 @@
+"""Animate, interpolate, vary, extend, morph, with smoke weights: 8 key frames, skip 3, 32 px when finished."""
+
+import pytest
+import torch
+
+from mavlite import MakeAVideo, MavliteError, Video, cascade
+from mavlite.pipeline import spherical
+from mavlite.stages import load_network
+
+
+@pytest.fixture(scope="module")
+def pipe(smoke_weights):
+    return MakeAVideo.from_pretrained(smoke_weights, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def video(pipe):
+    return pipe(["two and 4", "7 and seven"], seed=3)
+
+
+def pictures(count=2):
+    return torch.rand(count, 1, 32, 32)
+
+
+def refusal(function, *args, **options):
+    with pytest.raises(MavliteError) as caught:
+        function(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- animate
+
+@pytest.mark.parametrize("position, frame", [("first", 0), ("middle", 12), ("last", 21)])
+def test_the_picture_comes_back_where_it_was_put(pipe, position, frame):
+    given = pictures()
+    made = pipe.animate(given, position=position)
+    assert made.frames.shape == (2, 1, 22, 32, 32) and made.fps == 18
+    torch.testing.assert_close(made.frames[:, :, frame], given, atol=1e-6, rtol=0)
+    others = made.frames[:, :, [i for i in range(22) if i != frame]]
+    assert (others - given[:, :, None]).abs().amax(dim=(1, 3, 4)).min() > 0.05
+
+
+def test_a_prompt_takes_the_place_of_the_pictures_embedding(pipe):
+    given = pictures()
+    own, told = pipe.animate(given), pipe.animate(given, prompt="two and 4")
+    assert (own.stages["image_embeds"] - told.stages["image_embeds"]).abs().max() > 0.1
+    torch.testing.assert_close(told.stages["image_embeds"], pipe(["two and 4"] * 2).stages["image_embeds"])
+
+
+def test_what_comes_out_depends_on_the_picture(pipe):
+    given = pictures()
+    first, second = pipe.animate(given, seed=1), pipe.animate(given.flip(3), seed=1)
+    assert not torch.equal(first.stages["decoder_t"][:, :, 1:], second.stages["decoder_t"][:, :, 1:])   # little is trained
+
+
+# --- interpolate
+
+@pytest.mark.parametrize("num_frames", [3, 6, 8, 16, 29])
+def test_both_ends_come_back(pipe, num_frames):
+    a, b = pictures(), pictures()
+    made = pipe.interpolate(a, b, num_frames=num_frames)
+    assert made.frames.shape == (2, 1, num_frames, 32, 32)
+    torch.testing.assert_close(made.frames[:, :, 0], a, atol=1e-6, rtol=0)
+    torch.testing.assert_close(made.frames[:, :, -1], b, atol=1e-6, rtol=0)
+
+
+# --- vary
+
+def test_a_variation_keeps_the_mean_embedding_and_nothing_else(pipe, video):
+    made = pipe.vary(video, seed=5)
+    keys = video.stages["decoder_t"]
+    assert made.frames.shape == video.frames.shape
+    torch.testing.assert_close(made.stages["image_embeds"].norm(dim=1), torch.full((2,), 4.0))
+    assert (made.stages["decoder_t"] - keys).abs().mean() > 0.05
+
+
+def test_the_weaker_the_nearer(pipe, video):
+    still = Video(video.frames[:, :, :1].expand(-1, -1, 22, -1, -1), video.fps)
+    given = pipe._small(still.frames[:, :, ::3])
+    distance = [(pipe.vary(still, strength=strength, steps=8).stages["decoder_t"] * 2 - 1 - given).abs().mean().item()
+                for strength in (0.02, 0.3, 1.0)]
+    assert distance[0] < 0.1 and distance[0] < distance[1] < distance[2]
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_a_video_shorter_than_the_models_can_be_varied(pipe, video, strength):
+    assert pipe.vary(Video(video.frames[:, :, :4], video.fps), strength=strength).frames.shape[2] == 22
+
+
+# --- extend
+
+def test_the_given_video_comes_back_at_its_beginning(pipe, video):
+    made = pipe.extend(video, num_frames=60)
+    assert made.frames.shape == (2, 1, 60, 32, 32)
+    torch.testing.assert_close(made.frames[:, :, :22], video.frames, atol=1e-6, rtol=0)
+
+
+def test_a_video_of_another_rate_is_read_at_its_key_times(pipe, video):
+    every_other = Video(video.frames[:, :, ::3], video.fps / 3)          # its key frames alone
+    made, same = pipe.extend(every_other, num_frames=40), pipe.extend(video, num_frames=40)
+    torch.testing.assert_close(made.stages["decoder_t"], same.stages["decoder_t"], atol=1e-4, rtol=0)
+
+
+def test_extension_reads_the_last_frames_it_knows():
+    seen = []
+
+    def network(x, t, *, drop, concat, image_embeds, fps, frame_skip):
+        seen.append(concat)
+        return torch.zeros_like(x)                                       # v = 0: x_0 is a share of x_t
+
+    class Config:
+        from mavlite.config import DiffusionConfig, SampleConfig
+        data, sample, diffusion = type("Data", (), {"num_frames": 8}), SampleConfig(steps=1), DiffusionConfig()
+    keys = torch.rand(2, 1, 6, 4, 4)
+    noise = cascade.Noise(0, range(2), "x", torch.device("cpu"))
+    longer = cascade.extend_keys(network, Config, noise, keys, 11, torch.zeros(2, 5), 6.0)
+    assert longer.shape == (2, 1, 11, 4, 4) and torch.equal(longer[:, :, :6], keys)
+    for window, start in zip(seen, (2, 6)):
+        assert torch.equal(window[:, :1, :4], longer[:, :, start:start + 4])
+        assert (window[:, 1, :4] == 1).all() and (window[:, :, 4:] == 0).all()
+
+
+# --- long videos
+
+@pytest.mark.parametrize("stage", ["sr_l_t", "sr_h"])
+@torch.no_grad()
+def test_nothing_shows_where_parts_meet(smoke_weights, randomise, monkeypatch, stage):
+    network, config, _ = load_network(smoke_weights, stage)
+    network = randomise(network.double())
+    if stage == "sr_l_t":                                                # attention over all frames would know
+        from mavlite.unet import UNet
+        config.model.attention = []
+        network = randomise(UNet(config.model, concat_channels=1, temporal=True, scalars=("noise_level",)).double())
+    size = config.data.sizes[-1]
+    x, low = torch.randn(2, 2, 1, 75, size, size, dtype=torch.float64)
+    t, level = torch.rand(2, 2, dtype=torch.float64)
+    whole = network(x, t, concat=low, noise_level=level)
+    monkeypatch.setattr(cascade, "FRAMES", 20)
+    parts = cascade.over_frames(network)(x, t, concat=low, noise_level=level)
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_windows_may_be_evaluated_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(cascade, "WINDOWS", 3)
+    sizes = []
+
+    def network(x, t, *, drop, y):
+        sizes.append(len(x))
+        return x * t[:, None] + y
+    x, t, y = torch.rand(8, 2), torch.rand(8), torch.rand(8, 2)
+    assert torch.equal(cascade.in_batches(network)(x, t, drop=None, y=y), x * t[:, None] + y) and sizes == [3, 3, 2]
+
+
+# --- morph
+
+def test_the_arc_keeps_the_length_and_meets_its_ends():
+    a, b = torch.nn.functional.normalize(torch.randn(2, 9, dtype=torch.float64), dim=1) * 3
+    arc = spherical(a, b, torch.linspace(0, 1, 5, dtype=torch.float64))
+    torch.testing.assert_close(arc[[0, -1]], torch.stack([a, b]))
+    torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0, dtype=torch.float64))
+    steps = torch.cosine_similarity(arc[1:], arc[:-1]).acos()
+    torch.testing.assert_close(steps, steps[:1].expand(4))               # equal angles
+    assert torch.equal(spherical(a, a, torch.tensor([0.0, 0.3])), torch.stack([a, a]))
+
+
+def test_a_morph_goes_from_one_prompt_to_the_other(pipe):
+    made = pipe.morph("two and 4", "seven and 9", num_videos=4, seed=2)
+    assert made.frames.shape == (4, 1, 22, 32, 32)
+    start, end = (pipe(prompt, seed=2).stages["decoder_t"] for prompt in ("two and 4", "seven and 9"))
+    keys = made.stages["decoder_t"]
+    torch.testing.assert_close(keys[:1], start, atol=1e-3, rtol=0)
+    assert (keys[-1:] - end).abs().mean() < (keys[-1:] - start).abs().mean()
+
+
+# --- refusals
+
+@pytest.mark.parametrize("call, word", [
+    (lambda pipe, video: pipe.animate(torch.rand(1, 1, 64, 64)), "32 x 32"),
+    (lambda pipe, video: pipe.animate(torch.rand(1, 3, 32, 32)), "1 x 32"),
+    (lambda pipe, video: pipe.animate(pictures(), position="left"), "position"),
+    (lambda pipe, video: pipe.animate(pictures(), prompt="two and cat"), "cat"),
+    (lambda pipe, video: pipe.animate(pictures(), fps=99), "fps"),
+    (lambda pipe, video: pipe.interpolate(pictures(), pictures(), num_frames=2), "num_frames"),
+    (lambda pipe, video: pipe.interpolate(pictures(), pictures(), num_frames=40), "frame_skip"),
+    (lambda pipe, video: pipe.vary(video, strength=0.0), "strength"),
+    (lambda pipe, video: pipe.vary(video, strength=1.5), "strength"),
+    (lambda pipe, video: pipe.extend(video, num_frames=22), "num_frames"),
+    (lambda pipe, video: pipe.extend(video, num_frames=10**6), "num_frames"),
+    (lambda pipe, video: pipe.morph("two and 4", "7 and 9", num_videos=1), "num_videos")])
+def test_what_cannot_work_is_refused(pipe, video, call, word):
+    assert word in refusal(call, pipe, video)

@@ -1,0 +1,399 @@
+"""Pictures and videos from outside: what comes back, and one clear line for what cannot be read."""
+
+import pickle
+import struct
+import time
+import zlib
+
+import imageio.v3
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mavlite.errors import MavliteError
+from mavlite.inputs import read_image, read_video
+from mavlite.video import Video
+
+
+def strokes(size=64):
+    """Two thick strokes, white on black, as no square or mirrored picture: uint8 (size, size)."""
+    y, x = np.mgrid[:size, :size] * (64 / size)
+    ring = abs(np.hypot(y - 20, x - 20) - 9)                 # a zero
+    bar = np.where(abs(y - 42) < 13, abs(x - 46 + (y - 42) * 0.2), 99)               # a one
+    return (255 * (3.5 - np.minimum(ring, bar)).clip(0, 1)).astype(np.uint8)
+
+
+def clip(f=6, size=64):
+    """The strokes on their way down, with pixels of all grey levels: uint8 (f, size, size)."""
+    frames = np.stack([np.roll(strokes(size), i, axis=0) for i in range(f)])
+    return np.maximum(frames, (frames > 0) * np.arange(size, dtype=np.uint8))
+
+
+def as_float(array):
+    return torch.from_numpy(array).float() / 255
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def write_video(path, frames, fps=10.0, **options):
+    return Video(as_float(frames)[None, None], fps).save(path, **options)
+
+
+# --- pictures
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif", ".webp", ".npy"])
+def test_a_picture_of_the_right_size_stays_bit_for_bit(tmp_path, suffix):
+    levels, path = np.maximum(strokes(), np.arange(64, dtype=np.uint8)), tmp_path / f"a{suffix}"
+    np.save(path, levels) if suffix == ".npy" else save(path, levels, lossless=True)
+    image = read_image(path, 64)
+    assert image.dtype == torch.float32 and image.shape == (1, 64, 64)
+    assert torch.equal(image[0], as_float(levels))
+    assert torch.equal(read_image(path, 64, channels=3), as_float(levels).expand(3, 64, 64))
+
+
+def test_the_suffix_may_be_wrong_or_missing(tmp_path):
+    save(tmp_path / "a.png", strokes())
+    (tmp_path / "a.png").rename(tmp_path / "a")
+    assert torch.equal(read_image(str(tmp_path / "a"), 64)[0], as_float(strokes()))
+
+
+def test_every_grey_level_and_every_16_bit_level_is_exact(tmp_path):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = save(tmp_path / "a.png", levels)
+    assert torch.equal(read_image(path, 16, invert="never")[0], as_float(levels))
+    deep = levels.astype(np.uint16) * 257 - (levels > 0)
+    image = read_image(save(tmp_path / "deep.png", deep), 16, invert="never")
+    assert torch.equal(image[0], torch.from_numpy(deep.astype(np.float32)) / 65535)
+
+
+def test_colour_becomes_luminance_or_stays(tmp_path):
+    colour = np.zeros((16, 16, 3), np.uint8)
+    colour[4:8, :, 0], colour[8:10, :, 1], colour[10:12, :, 2] = 255, 255, 255
+    full = Image.fromarray(colour)
+    for image in (full, full.convert("P", palette=Image.Palette.ADAPTIVE)):
+        image.save(tmp_path / "a.png")
+        rows = read_image(tmp_path / "a.png", 16)[0, :, 5]
+        assert rows[[0, 5, 9, 11]].tolist() == pytest.approx([0, 0.299, 0.587, 0.114], abs=1e-6)
+        kept = read_image(tmp_path / "a.png", 16, channels=3)
+        assert torch.equal(kept, as_float(colour).permute(2, 0, 1))
+
+
+def test_transparency_is_black(tmp_path):
+    picture = np.full((32, 32, 4), 255, np.uint8)
+    picture[..., 3] = 0
+    picture[8:16, 8:16, 3], picture[20:24, 8:16, 3] = 255, 51
+    for array in (picture, picture[..., [0, 3]]):
+        image = read_image(save(tmp_path / "a.png", np.ascontiguousarray(array)), 32)[0]
+        assert image.sum() == pytest.approx(64 + 32 * 0.2, abs=1e-4)
+        assert image[8:16, 8:16].min() == 1 and image[22, 10] == pytest.approx(0.2)
+    index = Image.fromarray((picture[..., 3] == 255).astype(np.uint8))
+    index.putpalette([200, 200, 200, 255, 255, 255])
+    index.save(tmp_path / "p.gif", transparency=0)
+    assert torch.equal(read_image(tmp_path / "p.gif", 32)[0], as_float(picture[..., 3]).floor())
+
+
+@pytest.mark.parametrize("h, w", [(32, 64), (64, 24)])
+def test_what_is_not_square_is_padded_not_cropped_or_stretched(tmp_path, h, w):
+    array = np.full((h, w), 51, np.uint8)
+    array[h // 4:h - h // 4, w // 4:w - w // 4] = 255
+    top, left = (64 - h) // 2, (64 - w) // 2
+    expected = np.pad(array, [(top, top), (left, left)], constant_values=51)
+    assert torch.equal(read_image(save(tmp_path / "a.png", array), 64)[0], as_float(expected))
+    half = read_image(tmp_path / "a.png", 32)[0]
+    smaller = as_float(expected).unflatten(0, (32, 2)).unflatten(2, (32, 2)).mean((1, 3))
+    assert (half - smaller).abs().max() < 1e-6
+    image = read_image(save(tmp_path / "b.png", 255 - array), 64)[0]                 # dark on light
+    assert (image - (as_float(expected) - 0.2) / 0.8).abs().max() < 0.01             # black around
+
+
+def test_photos_stand_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6                                         # held on its side
+    array = np.zeros((40, 24), np.uint8)
+    array[:8] = 200
+    path = save(tmp_path / "a.jpg", array, exif=exif)
+    image = read_image(path, 40)[0]
+    assert image[20, 36] > 0.7 and image[12, 2] < 0.1 and image[2].max() < 0.1
+
+
+# --- sizes
+
+@pytest.mark.parametrize("source", [128, 192, 256, 448])
+def test_enlarged_by_a_whole_factor_comes_back_exactly(tmp_path, source):
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    large = levels.repeat(source // 64, axis=0).repeat(source // 64, axis=1)
+    image = read_image(save(tmp_path / "a.png", large), 64, invert="never")
+    assert torch.equal(image[0], as_float(levels))
+
+
+def test_shrinking_takes_exact_areas(tmp_path):
+    row = np.array([0, 30, 60, 90] * 4, np.uint8)            # 16 -> 12: 4 pixels of 1 become 3 of 4/3
+    image = read_image(save(tmp_path / "a.png", np.tile(row, (16, 1))), 12)[0]
+    assert (image[5] * 255).tolist() == pytest.approx([7.5, 45, 82.5] * 4, abs=1e-4)
+
+
+def test_enlarging_is_smooth_centred_and_in_range(tmp_path):
+    image = read_image(save(tmp_path / "a.png", strokes(16)), 64)[0]
+    assert 0 <= image.min() and image.max() <= 1
+    small = image.unflatten(0, (16, 4)).unflatten(2, (16, 4)).mean((1, 3))
+    assert (small - as_float(strokes(16))).abs().mean() < 0.04
+    ramp = read_image(save(tmp_path / "b.png", np.tile(np.arange(0, 128, 8, dtype=np.uint8), (16, 1))), 64)[0]
+    assert (ramp[32, 8:-8].diff() * 255).tolist() == pytest.approx([2.0] * 47, abs=1e-3)
+
+
+# --- dark on light
+
+def test_dark_on_light_is_recognised(tmp_path):
+    path = save(tmp_path / "a.png", 255 - strokes())
+    assert (read_image(path, 64)[0] - as_float(strokes())).abs().max() < 0.01
+    assert torch.equal(read_image(path, 64, invert="never")[0], as_float(255 - strokes()))
+    assert (read_image(path, 64, channels=3) - as_float(strokes())).abs().max() < 0.01
+    white = save(tmp_path / "b.png", strokes())
+    assert torch.equal(read_image(white, 64)[0], as_float(strokes()))
+    grey = save(tmp_path / "c.png", (120 - strokes() * 0.4).astype(np.uint8))        # dark on 0.47
+    assert read_image(grey, 64)[0, 20, 11] < 0.1
+    assert read_image(grey, 64, invert="always")[0, 20, 11] > 0.9
+
+
+def test_the_border_decides_even_if_strokes_fill_the_picture(tmp_path):
+    array = np.full((64, 64), 255, np.uint8)
+    array[:3], array[-3:], array[:, :3], array[:, -3:] = 0, 0, 0, 0
+    assert torch.equal(read_image(save(tmp_path / "a.png", array), 64)[0], as_float(array))
+
+
+def photo(generator, h=300, w=400):
+    """Pen on paper under a lamp: light from 0.55 to 0.85, noise of 0.03; (uint8 (h, w), where ink is)."""
+    page = np.zeros((h, w))
+    side = min(h, w)
+    drawn = Image.fromarray(strokes()).resize((side, side))
+    page[:, (w - side) // 2:(w + side) // 2] = np.asarray(drawn) / 255
+    y, x = np.mgrid[:h, :w] / side
+    light = 0.85 - 0.15 * x - 0.1 * y * y
+    seen = light * (1 - 0.75 * page) + 0.03 * generator.standard_normal((h, w))
+    return (seen.clip(0, 1) * 255).astype(np.uint8), page
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_photo_of_paper(tmp_path, channels):
+    picture, page = photo(np.random.default_rng(0))
+    if channels == 3:                                        # yellowish paper
+        picture = (picture[..., None] * [1.0, 0.95, 0.8]).astype(np.uint8)
+    image = read_image(save(tmp_path / "a.jpg", picture, quality=90), 64, channels)
+    ink = read_image(save(tmp_path / "ink.png", (page * 255).astype(np.uint8)), 64)[0]
+    for plane in image:
+        paper, drawn = plane[ink < 0.01], plane[ink > 0.95]
+        assert paper.mean() < 0.01 and paper.quantile(0.99) < 0.1
+        assert drawn.min() > 0.6 and drawn.mean() > 0.85
+
+
+def test_blank_paper_stays_blank(tmp_path):
+    generator = np.random.default_rng(0)
+    noise = (200 + 8 * generator.standard_normal((128, 128))).clip(0, 255).astype(np.uint8)
+    assert read_image(save(tmp_path / "a.png", noise), 64).mean() < 0.01
+    assert read_image(save(tmp_path / "b.png", np.full((64, 64), 255, np.uint8)), 64).abs().max() < 1e-6
+
+
+def test_one_decision_for_a_whole_video(tmp_path):
+    frames = clip()
+    frames[2] = 255                                          # a flash
+    np.save(tmp_path / "a.npy", frames)
+    assert torch.equal(read_video(tmp_path / "a.npy", 64)[0][0], as_float(frames))
+    np.save(tmp_path / "b.npy", 255 - frames)
+    back = read_video(tmp_path / "b.npy", 64)[0][0]
+    assert (back - as_float(frames)).abs().max() < 0.03
+
+
+# --- videos
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("suffix", [".gif", ".npy"])
+def test_own_videos_come_back_exactly(tmp_path, suffix, size):
+    path = write_video(tmp_path / f"a{suffix}", clip(size=size))                     # a GIF of 256 px
+    frames, fps = read_video(path, size)
+    assert frames.dtype == torch.float32 and torch.equal(frames, as_float(clip(size=size))[None])
+    assert fps == (10 if suffix == ".gif" else None)
+    assert torch.equal(read_video(path, size, channels=3)[0], frames.expand(3, -1, -1, -1))
+    assert torch.equal(read_image(path, size), frames[:, 0])
+
+
+@pytest.mark.parametrize("fps", [10.0, 30.0])
+def test_frames_that_a_gif_merges_come_back(tmp_path, fps):
+    frames = clip(12)[[0, 1, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 5]]
+    path = write_video(tmp_path / "a.gif", frames, fps, scale=1)
+    assert len(list(imageio.v3.imiter(path))) < 16
+    back, rate = read_video(path, 64)
+    assert torch.equal(back[0], as_float(frames)) and rate == pytest.approx(fps, rel=0.01)
+
+
+def test_a_gif_of_no_regular_rate_keeps_its_frames_in_proportion(tmp_path):
+    pages = [Image.fromarray(frame) for frame in clip(4)]
+    times = [1010, 2370, 4150, 3030]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=times)
+    frames, fps = read_video(tmp_path / "a.gif", 64, max_frames=20)
+    assert torch.equal(frames[0], as_float(clip(4))[[0, 1, 1, 2, 2, 2, 2, 3, 3, 3]])
+    assert fps == pytest.approx(1, abs=0.06)
+
+
+def test_a_colour_gif_with_transparency(tmp_path):
+    pages = []
+    for i in range(3):
+        page = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+        page.paste((255, 0, 0, 255), (8 * i, 8, 8 * i + 8, 24))
+        pages.append(page)
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=40, disposal=2)
+    frames, fps = read_video(tmp_path / "a.gif", 32)
+    assert frames.shape == (1, 3, 32, 32) and fps == 25
+    for i in range(3):
+        assert frames[0, i, 8:24, 8 * i:8 * i + 8].min() == pytest.approx(0.299, abs=1e-5)
+        assert frames[0, i].sum() == pytest.approx(0.299 * 128, abs=1e-2)
+
+
+@pytest.mark.parametrize("fps", [6.0, 30.0])
+def test_mp4_round_trip(tmp_path, fps):
+    path = write_video(tmp_path / "a.mp4", clip(), fps)
+    frames, rate = read_video(path, 64)
+    assert rate == pytest.approx(fps, abs=0.01) and frames.shape == (1, 6, 64, 64)
+    assert (frames[0] - as_float(clip())).abs().mean() < 0.005   # a shift by a frame gives 0.023
+    assert torch.equal(read_image(path, 64), frames[:, 0])
+
+
+@pytest.mark.parametrize("shape", [(5, 20, 12, 3), (5, 20, 12, 1), (5, 20, 12)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64])
+def test_npy_of_every_shape_and_kind(tmp_path, shape, kind):
+    array = np.random.default_rng(0).integers(0, 100, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array if kind is np.uint8 else array.astype(kind) / 255)
+    frames, fps = read_video(tmp_path / "a.npy", 20, channels=3)
+    expected = as_float(array if len(shape) == 4 else array[..., None]).permute(3, 0, 1, 2)
+    assert fps is None and torch.equal(frames[..., 4:16], expected.expand(3, -1, -1, -1))
+
+
+def test_a_picture_is_a_video_of_one_frame(tmp_path):
+    path = save(tmp_path / "a.png", strokes())
+    frames, fps = read_video(path, 64)
+    assert frames.shape == (1, 1, 64, 64) and fps is None
+    with pytest.raises(MavliteError, match="1 frame.*2 or more"):
+        read_video(path, 64, min_frames=2)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".npy", ".mp4"])
+def test_too_many_frames(tmp_path, suffix):
+    path = write_video(tmp_path / f"a{suffix}", clip(), scale=1)
+    assert read_video(path, 64, max_frames=6, min_frames=6)[0].shape[1] == 6
+    with pytest.raises(MavliteError, match="more than 5 frames"):
+        read_video(path, 64, max_frames=5)
+
+
+def test_a_gif_that_stands_still_for_minutes(tmp_path):
+    pages = [Image.fromarray(frame) for frame in clip(3)]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=[20, 600_000, 20])
+    with pytest.raises(MavliteError, match="more than 4000 frames"):
+        read_video(tmp_path / "a.gif", 64)
+
+
+# --- files that cannot be read
+
+def png_header(w, h):
+    """A PNG that says how large it is and then holds next to nothing."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0)) \
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def npy(array):
+    return lambda path: np.save(path, array)
+
+
+def mp4_of(w, h):
+    def write(path):
+        writer = imageio_ffmpeg.write_frames(str(path), (w, h), codec="mpeg4", macro_block_size=1)
+        writer.send(None)
+        writer.send(bytes(3 * w * h))
+        writer.close()
+    return write
+
+
+def npz(path):
+    with open(path, "wb") as file:
+        np.savez(file, strokes())
+
+
+def cut(array):
+    def write(path):
+        np.save(path, array)
+        path.write_bytes(path.read_bytes()[:-9])
+    return write
+
+
+FAULTS = {
+    "missing.png": (lambda path: None, "it is missing"),
+    "folder.png": (lambda path: path.mkdir(), "it is no file"),
+    "empty.png": (b"", "empty"),
+    "text.png": (b"these are not pixels\n" * 50, "damaged"),
+    "text.mp4": (b"these are not pixels\n" * 50, "damaged"),
+    "text.txt": (b"these are not pixels\n" * 50, "damaged"),             # ffmpeg would draw the letters
+    "list.mp4": (b"#EXTM3U\n#EXTINF:1,\nhttp://example.com/a.ts\n", "damaged"),
+    "page.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\nshowpage\n", "damaged"),
+    "cut.png": (png_header(64, 64), "damaged"),
+    "noise.jpg": (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4, "damaged"),
+    "noise.gif": (b"GIF89a" + bytes([64, 0, 64, 0, 0x80, 0, 0]) + bytes(range(256)), "damaged"),
+    "noise.mp4": (b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40, "damaged"),
+    "pickle.npy": (pickle.dumps({"frames": [1, 2]}), "damaged"),
+    "objects.npy": (npy(np.array([{"a": 1}], dtype=object)), "damaged"),
+    "archive.npz": (npz, "damaged"),
+    "cut.npy": (cut(clip()), "damaged"),
+    "header.npy": (b"\x93NUMPY\x01\x00\x76\x00{'descr': '|u1', 'fortran_order': False, "
+                   b"'shape': (99999999, 4096, 4096), }".ljust(118) + b"\n", "damaged"),
+    "whole.npy": (npy(clip().astype(np.int64)), "int64"),
+    "complex.npy": (npy(clip().astype(complex)), "complex128"),
+    "flat.npy": (npy(np.zeros(64, np.uint8)), r"shape \(64,\)"),
+    "clips.npy": (npy(clip()[None, ..., None]), "save one clip"),
+    "first.npy": (npy(clip()[:, None]), r"shape \(6, 1, 64, 64\)"),
+    "nan.npy": (npy(np.full((2, 16, 16), np.nan, np.float32)), r"in \[0, 1\]"),
+    "bright.npy": (npy(clip().astype(np.float32)), r"in \[0, 1\]"),
+    "dark.npy": (npy(np.full((2, 16, 16), -0.1)), r"in \[0, 1\]"),
+    "dot.png": (lambda path: save(path, np.zeros((1, 1), np.uint8)), "1 x 1 px"),
+    "thin.png": (lambda path: save(path, np.zeros((7, 64), np.uint8)), "64 x 7 px"),
+    "thin.npy": (npy(np.zeros((4, 64, 7), np.uint8)), "7 x 64 px"),
+    "small.mp4": (mp4_of(6, 16), "6 x 16 px"),
+    "wide.png": (png_header(4097, 64), "4097 x 64 px"),
+    "wide.gif": (b"GIF89a\x01\x20\x40\0\0\0\0,\0\0\0\0\x01\x20\x40\0\0\x08\x01\0\0;", "8193 x 64 px"),
+    "wide.npy": (npy(np.zeros((2, 16, 4097), np.uint8)), "4097 x 16 px"),
+    "wide.mp4": (mp4_of(4112, 16), "4112 x 16 px"),
+    "large.png": (png_header(10_000, 10_000), "too many pixels"),
+    "bomb.png": (png_header(60_000, 60_000), "too many pixels"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faulty_files_are_refused_quickly_in_one_line(tmp_path, name):
+    content, said = FAULTS[name]
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
+    for read in (read_image, read_video):
+        start = time.perf_counter()
+        with pytest.raises(MavliteError, match=said) as caught:
+            read(path, 64)
+        assert time.perf_counter() - start < 3
+        message = str(caught.value)
+        assert str(path) in message and "\n" not in message and "; " in message
+
+
+def test_frames_of_different_sizes_are_refused(tmp_path, monkeypatch):
+    pages = [np.zeros((16, 16), np.uint8), np.zeros((16, 24), np.uint8)]
+    monkeypatch.setattr("mavlite.inputs._decode", lambda path: iter([(page, None) for page in pages]))
+    with pytest.raises(MavliteError, match="differ in size"):
+        read_video(save(tmp_path / "a.png", strokes()), 64)
+
+
+@pytest.mark.parametrize("invert", ["yes", -1, None, True])
+def test_unknown_inversion(tmp_path, invert):
+    path = save(tmp_path / "a.png", strokes())
+    for read in (read_image, read_video):
+        with pytest.raises(MavliteError, match="auto, always or never"):
+            read(path, 64, invert=invert)
