@@ -108,6 +108,13 @@ def save_weights(folder, state, config, provenance, scores=None, half=False):
     return record
 
 
+def record_scores(folder, scores):
+    """Write scores (name -> number) into a weights folder's config.json; the weights stay as they are."""
+    folder = Path(folder)
+    record = read_record(folder) | {"scores": scores}
+    write_folder(folder, {MODEL: _read(folder / MODEL), RECORD: json.dumps(record, indent=2).encode()})
+
+
 def read_record(folder, stage=None):
     """A weights folder's config.json; raises MavliteError when it is missing, damaged or of another stage."""
     record = _json(Path(folder) / RECORD)

@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 
+from mavlite.checkpoint import read_record
 from mavlite.cli import main
 from mavlite.digits import Digits, load_digits
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval
@@ -16,7 +18,7 @@ from mavlite.evaluation.tracker import match, track
 from mavlite.moving_mnist import LabelledClips
 from mavlite.objectives import either_order
 from mavlite.prompts import PAIRS, pair_index, parse_prompt
-from mavlite.stages import build_network
+from mavlite.stages import STAGES, build_network
 
 
 # --- what is known about clips -----------------------------------------------------------------------------
@@ -156,10 +158,13 @@ def test_the_report_holds_every_part(evaluation, capsys):
 
 def test_evaluate_writes_a_report_with_plots(smoke_weights, tmp_path, monkeypatch):
     monkeypatch.setattr("mavlite.evaluation.report.QUICK", Sizes(2, 2, 2, 1))
-    out = tmp_path / "new" / "report.json"
-    assert main(["evaluate", "--quick", "--weights", str(smoke_weights), "--out", str(out), "--device", "cpu"]) == 0
+    out, weights = tmp_path / "new" / "report.json", shutil.copytree(smoke_weights, tmp_path / "weights")
+    assert main(["evaluate", "--quick", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--record"]) == 0
+    assert all(read_record(weights / stage, stage)["scores"] for stage in STAGES)
+    assert main(["info", "--weights", str(weights)]) == 0
     assert json.loads(out.read_text())["digits"] == "glyphs"
     assert len(list((tmp_path / "new" / "report").glob("*.png"))) == 4
+    assert "| ... SR_h: the whole cascade |" in out.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize("arguments, said", [

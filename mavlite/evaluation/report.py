@@ -15,7 +15,7 @@ from einops import rearrange
 from tqdm import tqdm
 
 from mavlite import cascade
-from mavlite.checkpoint import SHIPPED
+from mavlite.checkpoint import SHIPPED, record_scores
 from mavlite.device import autocast
 from mavlite.errors import MavliteError
 from mavlite.evaluation import distances, fidelity, motion
@@ -28,7 +28,7 @@ from mavlite.moving_mnist import box_resize
 from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
-from mavlite.stages import MEASURING, load_network
+from mavlite.stages import MEASURING, STAGES, load_network
 
 MOTION_FPS = (3, 6, 12, 24)                  # key-frame rates at which motion is measured
 SKIPS = (2, 3, 5)                            # of upF
@@ -57,9 +57,10 @@ class Evaluation:
         self.real = RealClips(self.data, sizes.videos)
         self.scores = []
 
-    def add(self, section, name, value, n, *, unit, interval=None, ceiling=None, floor=None, **more):
+    def add(self, section, name, value, n, *, unit, interval=None, ceiling=None, floor=None, stage=None):
+        """stage: whose weights the score says most about."""
         self.scores.append({"section": section, "score": name, "value": value, "n": n, "unit": unit,
-                            "interval": interval, "ceiling": ceiling, "floor": floor, **more})
+                            "interval": interval, "ceiling": ceiling, "floor": floor, "stage": stage})
 
     def run(self):
         """The whole report as a dict of plain numbers, ready for JSON."""
@@ -86,20 +87,20 @@ class Evaluation:
         """Each stage with perfect input, then in chain: where is accuracy lost?"""
         large, chance = self.data.sizes[-1], 1 / len(PAIRS)
         truth = image_embeds(self.pipe, self.real.conditions())
-        chain = {"real clips": (self.real.frames(large), self.real.pairs),
-                 "true embedding, D, one frame": (decode(self.pipe, "decoder", truth), self.real.pairs),
-                 "true embedding, D^t": (decode(self.pipe, "decoder_t", truth), self.real.pairs),
-                 "prompt, P, D^t": (self.made.frames["decoder_t"], self.made.pairs),
-                 "... upF, frames between": (self.made.frames["interpolation"], self.made.pairs),
-                 "... SR_l^t": (self.made.frames["sr_l_t"], self.made.pairs),
-                 "... SR_h: the whole cascade": (self.made.frames["sr_h"], self.made.pairs)}
-        results = {name: score(self.judge, *given) for name, given in chain.items()}
-        real = results["real clips"]
-        for name, result in results.items():
+        chain = [("real clips", "judge", self.real.frames(large), self.real.pairs),
+                 ("true embedding, D, one frame", "decoder", decode(self.pipe, "decoder", truth), self.real.pairs),
+                 ("true embedding, D^t", "decoder_t", decode(self.pipe, "decoder_t", truth), self.real.pairs),
+                 ("prompt, P, D^t", "prior", self.made.frames["decoder_t"], self.made.pairs),
+                 ("... upF, frames between", "interpolation", self.made.frames["interpolation"], self.made.pairs),
+                 ("... SR_l^t", "sr_l_t", self.made.frames["sr_l_t"], self.made.pairs),
+                 ("... SR_h: the whole cascade", "sr_h", self.made.frames["sr_h"], self.made.pairs)]
+        results = {name: (stage, score(self.judge, frames, pairs)) for name, stage, frames, pairs in chain}
+        real = results["real clips"][1]
+        for name, (stage, result) in results.items():
             ceiling = real["frame"] if "one frame" in name else real["clip"]
             self.add("prompt accuracy", name, result["clip"], result["clips"], unit="clips", interval=result["interval"],
-                     ceiling=ceiling, floor=chance)
-        whole = results["... SR_h: the whole cascade"]
+                     ceiling=ceiling, floor=chance, stage=stage)
+        whole = results["... SR_h: the whole cascade"][1]
         self.add("prompt accuracy", "the whole cascade, frame by frame", whole["frame"], whole["clips"], unit="frames",
                  ceiling=real["frame"], floor=chance)
         by_pair = accuracy_by_pair(self.made.pairs, whole["found"])
@@ -120,7 +121,7 @@ class Evaluation:
             return torch.einsum("n f d, n d -> n f", embeds, text).mean(dim=1)                       # n
         generated = similarity(self.made.frames["sr_h"], wanted)
         self.add("CLIPSIM", "frames and prompt", generated.mean().item(), len(generated), unit="cosine",
-                 interval=fidelity.bootstrap(generated),
+                 stage="clip", interval=fidelity.bootstrap(generated),
                  ceiling=similarity(self.real.frames(self.data.sizes[-1]), real_text).mean().item(),
                  floor=similarity(self.made.frames["sr_h"], wanted.roll(1, dims=0)).mean().item())
 
@@ -130,9 +131,10 @@ class Evaluation:
         same, cosine = self.made.pairs[:, None] == self.real.pairs, made @ real.T                    # n n
         within = (real @ real.T)[(self.real.pairs[:, None] == self.real.pairs).fill_diagonal_(False)]
         self.add("prior", "cosine with real embeddings of the pair", cosine[same].mean().item(), int(same.sum()),
-                 unit="cosine", ceiling=within.mean().item() if len(within) else None, floor=cosine[~same].mean().item())
+                 unit="cosine", stage="prior", ceiling=within.mean().item() if len(within) else None, floor=cosine[~same].mean().item())
         hit = ((made @ captions.T).argmax(dim=1) == self.made.pairs).float().mean().item()
-        self.add("prior", "nearest of the 55 prompts is its own", hit, len(made), unit="share", interval=interval(hit, len(made)),
+        self.add("prior", "nearest of the 55 prompts is its own", hit, len(made), unit="share",
+                 stage="prior", interval=interval(hit, len(made)),
                  ceiling=((real @ captions.T).argmax(dim=1) == self.real.pairs).float().mean().item(), floor=1 / len(PAIRS))
 
     # ------------------------------------------------------------ distances
@@ -156,7 +158,8 @@ class Evaluation:
                 ranks[name] = min(table["jitter"], table["blur"]) > table["real"]
             table["generated"] = distances.frechet_distance(features(real), features(self.made.frames["sr_h"]))
             mildest = min(value for key, value in table.items() if key not in ("real", "generated"))
-            self.add(name, "generated against real", table["generated"], n, unit="distance", ceiling=table["real"], floor=mildest)
+            self.add(name, "generated against real", table["generated"], n, unit="distance", ceiling=table["real"],
+                     floor=mildest, stage="video_features" if name == "MM-FVD" else "judge")
             tables[name] = dict(sorted(table.items(), key=lambda item: item[1]))
         return {"distances": tables, "corruptions rank as worse": ranks}
 
@@ -177,13 +180,16 @@ class Evaluation:
                     true = real.centres(fps)
                     entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
             table.append(entry)
+        for entry in table:
+            self.add("motion", f"tracker error on real clips at {entry['fps']} fps", entry["tracker error, px"], n, unit="px",
+                     stage="tracker")
         for name, unit in (("speed_error", "share"), ("identity_switches", "clips"), ("straightness", "share"),
                            ("reflection_error", "px"), ("still_share", "clips")):
             for entry in table:
                 made, real = entry["generated"], entry["real"]
                 if made[f"{name}_count"] and (name == "speed_error" or entry["fps"] == self.data.fps):
                     self.add("motion", f"{name.replace('_', ' ')} at {entry['fps']} fps", made[name], made[f"{name}_count"],
-                             unit=unit, ceiling=real[name] if real[f"{name}_count"] else None)
+                             unit=unit, ceiling=real[name] if real[f"{name}_count"] else None, stage="decoder_t")
         return {"motion": table}
 
     # ------------------------------------------------------------ interpolation
@@ -226,7 +232,8 @@ class Evaluation:
         made, true, *baselines = (x[:, :, hidden] for x in (made, true, *baselines))
         for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
             values = measure(made, true)
-            self.add("frames between", name, values.mean().item(), len(values), unit=unit, interval=fidelity.bootstrap(values),
+            self.add("frames between", name, values.mean().item(), len(values), unit=unit, stage="interpolation",
+                     interval=fidelity.bootstrap(values),
                      floor=max(measure(baseline, true).mean().item() for baseline in baselines))
 
     # ------------------------------------------------------------ super-resolution
@@ -242,18 +249,21 @@ class Evaluation:
         filled = self._fill(low, torch.arange(length) % skip == 0, image_embeds(self.pipe, real.conditions()), skip)
         together, alone = self._enlarge("sr_l_t", low), self._enlarge("sr_l", low)
         shared, independent = self._enlarge("sr_h", mid, True), self._enlarge("sr_h", mid, False)
-        for name, made, given, true in (
-                ("SR_l^t, clean input", together, low, mid), ("SR_l^t, upF's frames", self._enlarge("sr_l_t", filled), filled, mid),
-                ("SR_l, clean input", alone, low, mid), ("SR_h, clean input", shared, mid, high),
-                ("SR_h, SR_l^t's frames", self._enlarge("sr_h", together, True), together, high)):
+        for stage, name, made, given, true in (
+                ("sr_l_t", "SR_l^t, clean input", together, low, mid),
+                ("sr_l_t", "SR_l^t, upF's frames", self._enlarge("sr_l_t", filled), filled, mid),
+                ("sr_l", "SR_l, clean input", alone, low, mid), ("sr_h", "SR_h, clean input", shared, mid, high),
+                ("sr_h", "SR_h, SR_l^t's frames", self._enlarge("sr_h", together, True), together, high)):
             for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
                 values = measure(made, true)
-                self.add("super-resolution", name, values.mean().item(), n, unit=unit, interval=fidelity.bootstrap(values),
+                self.add("super-resolution", name, values.mean().item(), n, unit=unit, stage=stage,
+                         interval=fidelity.bootstrap(values),
                          floor=measure(fidelity.bicubic(given, true.shape[-1]), true).mean().item())
-        for name, first, second, true in (("SR_l^t / SR_l frame by frame", together, alone, mid),
-                                          ("SR_h shared / independent noise", shared, independent, high)):
+        for stage, name, first, second, true in (("sr_l_t", "SR_l^t / SR_l frame by frame", together, alone, mid),
+                                                 ("sr_h", "SR_h shared / independent noise", shared, independent, high)):
             a, b = fidelity.flicker(first, true), fidelity.flicker(second, true)
-            self.add("flicker", name, (a.mean() / b.mean()).item(), n, unit="ratio", interval=fidelity.bootstrap(a, b))
+            self.add("flicker", name, (a.mean() / b.mean()).item(), n, unit="ratio", stage=stage,
+                     interval=fidelity.bootstrap(a, b))
 
     def _enlarge(self, stage, frames, shared_noise=False):
         network, config, parts = self.pipe.networks[stage], self.pipe.configs[stage], []
@@ -297,8 +307,35 @@ def print_table(report):
         print(f"  {row['score']:40s} {row['value']:8.3f} {between:>17s} {ceiling} {floor} {row['n']:6d}  {row['unit']}")
 
 
-def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None):
-    """Write a report (JSON) with plots beside it, and print its table; returns the report."""
+def markdown(report):
+    """The same table for a README."""
+    def cell(row, key):
+        return "" if row[key] is None else f"{row[key]:.3f}"
+    lines = ["| part | score | value | 95 % interval | ceiling | floor | n | unit |", "|---|---|---|---|---|---|---|---|"]
+    for row in report["scores"]:
+        between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
+        lines.append(f"| {row['section']} | {row['score']} | {row['value']:.3f} | {between} | {cell(row, 'ceiling')} | "
+                     f"{cell(row, 'floor')} | {row['n']} | {row['unit']} |")
+    sizes = ", ".join(f"{count} {name}" for name, count in report["sizes"].items())
+    lines += ["", f"{report['digits']} digits, test split; {sizes}; seed {report['seed']}; {report['device']}, "
+                  f"{report['threads']} threads, {report['seconds']:.0f} s."]
+    return "\n".join(lines) + "\n"
+
+
+def record(report, weights):
+    """Write each stage's scores into its config.json."""
+    for stage in STAGES:
+        rows = [row for row in report["scores"] if row["stage"] == stage]
+        if rows:
+            record_scores(Path(weights) / stage, {f"{row['section']}: {row['score']}, {row['unit']} (n {row['n']})":
+                                                  round(row["value"], 4) for row in rows})
+
+
+def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None, record_in_weights=False):
+    """Write a report (JSON), its table as Markdown and plots beside it, and print the table; returns the report.
+
+    record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
+    """
     out, sizes = Path(out), QUICK if quick else FULL
     if videos is not None:
         sizes = Sizes(videos, min(videos, sizes.motion), min(videos, sizes.frames), sizes.timed)
@@ -315,5 +352,9 @@ def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None
     report = Evaluation(weights, sizes, seed, device, progress=True).run()
     print_table(report)
     out.write_text(json.dumps(report, indent=1))
-    print(f"wrote {out}", *save_plots(report, out.with_suffix("")), sep="\n      ")
+    if record_in_weights:
+        record(report, weights or SHIPPED)
+    table = out.with_suffix(".md")
+    table.write_text(markdown(report))
+    print(f"wrote {out}", table, *save_plots(report, out.with_suffix("")), sep="\n      ")
     return report
