@@ -48,7 +48,8 @@ def test_loss(trainer, recipe):
     network.eval()
     hybrid = trainer.config.diffusion.loss == "hybrid"
     data = dataclasses.replace(recipe.data, seed=TEST_SEED, condition=trainer.config.data.condition)
-    config = dataclasses.replace(recipe, data=data, diffusion=dataclasses.replace(recipe.diffusion, loss="simple"))
+    simple = dataclasses.replace(recipe.diffusion, loss="simple")
+    config = dataclasses.replace(recipe, data=data, diffusion=simple)
     objective = OBJECTIVES[config.stage](config, trainer.objective.clip, trainer.device, split="test")
 
     def mean(*args, **kwargs):                               # a hybrid network's second half is its variance
@@ -71,17 +72,21 @@ def main():
     p.add_argument("--out", required=True, metavar="MARKDOWN")
     args = p.parse_args()
     keep_freed_memory()
-    lines = [f"{args.steps} steps each, `python -m benchmarks.ablations --config {args.config} --steps {args.steps}`", "",
+    command = f"python -m benchmarks.ablations --config {args.config} --steps {args.steps}"
+    lines = [f"{args.steps} steps each, `{command}`", "",
              "| stage | choice | overrides | test loss | training, s |", "|---|---|---|---|---|"]
     for name, stage, overrides in tqdm(ROWS):
-        shorter = [f"train.steps={args.steps}", f"train.warmup_steps={min(50, args.steps // 4)}", "train.ema_decay=0.98"]
+        shorter = [f"train.steps={args.steps}", f"train.warmup_steps={min(50, args.steps // 4)}",
+                   "train.ema_decay=0.98"]
         recipe = load_config(args.config, stage, shorter)
         with tempfile.TemporaryDirectory() as run:
-            trainer = Trainer(load_config(args.config, stage, [*shorter, *overrides]), run, weights=args.weights)
+            config = load_config(args.config, stage, [*shorter, *overrides])
+            trainer = Trainer(config, run, weights=args.weights)
             for _ in trainer.steps():
                 pass
             loss = test_loss(trainer, recipe)
-        lines.append(f"| `{stage}` | {name} | {' '.join(f'`{o}`' for o in overrides)} | {loss:.4f} | {trainer.seconds:.0f} |")
+        changed = " ".join(f"`{o}`" for o in overrides)
+        lines.append(f"| `{stage}` | {name} | {changed} | {loss:.4f} | {trainer.seconds:.0f} |")
         Path(args.out).write_text("\n".join(lines) + "\n")   # after each row: what is measured stays
         tqdm.write(lines[-1])
 

@@ -19,7 +19,7 @@ CANDIDATES = 2                               # of the prior
 
 
 def machine_rates(device, precision):
-    """GFLOP/s of a matrix product (1024 x 1024) and of the U-Net's commonest convolution (64 channels, 8 x 8)."""
+    """GFLOP/s of a matrix product (1024 x 1024) and of the U-Net's commonest convolution (64 x 8 x 8)."""
     a = torch.randn(1024, 1024, device=device)
     x = torch.randn(512, 64, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
     w = torch.randn(64, 64, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
@@ -53,9 +53,10 @@ def main():
     seconds = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
     total = sum(seconds.values())
     product, convolution = machine_rates(pipe.device, pipe.precision)
-    print(f"{pipe.device.type}, {pipe.precision}, {torch.get_num_threads()} threads: matrix product {product:.0f} GFLOP/s, "
-          f"convolution {convolution:.0f} GFLOP/s")
-    print(f"{'stage':14s} {'evaluations':>11s} {'frames each':>11s} {'GFLOP':>8s} {'seconds':>8s} {'share':>6s} {'GFLOP/s':>8s}")
+    print(f"{pipe.device.type}, {pipe.precision}, {torch.get_num_threads()} threads: "
+          f"matrix product {product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s")
+    print(f"{'stage':14s} {'evaluations':>11s} {'frames each':>11s} {'GFLOP':>8s} "
+          f"{'seconds':>8s} {'share':>6s} {'GFLOP/s':>8s}")
     for stage, spent in seconds.items():
         if stage == "clip":
             print(f"{stage:14s} {1:11d} {'-':>11s} {'-':>8s} {spent:8.3f} {spent / total:6.1%}")
@@ -63,8 +64,10 @@ def main():
         steps, frames = evaluations(pipe, stage)
         # The FLOP counter wants real tensors on the CPU.
         gflop = flops_per_frame(stage, pipe.networks[stage].cpu(), pipe.configs[stage]) * steps * frames / 1e9
-        print(f"{stage:14s} {steps:11d} {frames:11d} {gflop:8.1f} {spent:8.3f} {spent / total:6.1%} {gflop / spent:8.0f}")
-    print(f"{'in all':14s} {'':11s} {'':11s} {'':8s} {total:8.3f}, for {(pipe.data.num_frames - 1) * pipe.data.frame_skip + 1} frames")
+        print(f"{stage:14s} {steps:11d} {frames:11d} {gflop:8.1f} "
+              f"{spent:8.3f} {spent / total:6.1%} {gflop / spent:8.0f}")
+    length = (pipe.data.num_frames - 1) * pipe.data.frame_skip + 1
+    print(f"{'in all':14s} {'':11s} {'':11s} {'':8s} {total:8.3f}, for {length} frames")
 
 
 if __name__ == "__main__":

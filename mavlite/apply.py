@@ -6,7 +6,8 @@ from mavlite.pipeline import MakeAVideo
 from mavlite.video import Video, check_output_path
 
 
-def apply(application, inputs, outputs, *, invert="auto", weights=None, device=None, stages_out=None, **options):
+def apply(application, inputs, outputs, *, invert="auto", weights=None, device=None, stages_out=None,
+          **options):
     """Run one application of the cascade on files, and write its video.
 
     application: animate (one picture), interpolate (two), vary, extend (one video), morph (two prompts).
@@ -23,7 +24,8 @@ def apply(application, inputs, outputs, *, invert="auto", weights=None, device=N
         given = []
         for path in inputs:
             frames, fps = read_video(path, size, channels, invert)
-            given.append(Video(frames[None], fps or pipe.data.fps * pipe.data.frame_skip))       # NPY: as we write it
+            # An NPY names no rate: as we write it.
+            given.append(Video(frames[None], fps or pipe.data.fps * pipe.data.frame_skip))
     else:
         given = inputs
     video = getattr(pipe, application)(*given, progress=True, **options)

@@ -40,9 +40,10 @@ class Noise:
 
 
 def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0):
-    """Sample one stage. draw_noise() gives noise of the whole batch; settings: a SampleConfig, else the stage's own.
+    """Sample one stage. draw_noise() gives noise of the whole batch.
 
-    start: data to begin from instead of pure noise, noised to the time `strength` in (0, 1].
+    settings: a SampleConfig, else the stage's own. start: data to begin from instead of pure noise, noised
+    to the time `strength` in (0, 1].
     """
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
@@ -73,7 +74,8 @@ def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, can
 def run_decoder(network, config, noise, image_embeds, *, settings=None):
     """D: image embeddings (b, d) -> frames (b, c, h, w)."""
     size, channels = config.data.sizes[0], config.data.channels
-    return run(network, config, lambda: noise(channels, size, size), {"image_embeds": image_embeds}, settings=settings)
+    conditions = {"image_embeds": image_embeds}
+    return run(network, config, lambda: noise(channels, size, size), conditions, settings=settings)
 
 
 def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, start=None, strength=1.0):
@@ -83,20 +85,20 @@ def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, s
     """
     size, channels, f = config.data.sizes[0], config.data.channels, config.data.num_frames
     conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
-    return run(network, config, lambda: noise(channels, f, size, size), conditions, settings=settings, start=start,
-               strength=strength)
+    return run(network, config, lambda: noise(channels, f, size, size), conditions, settings=settings,
+               start=start, strength=strength)
 
 
 def window_starts(num_keys, keys_per_window):
     """First key of each interpolation window. Neighbours share an end key; the last one is moved to fit."""
-    last = num_keys - keys_per_window
-    return sorted({min(start, last) for start in range(0, max(last, 0) + keys_per_window - 1, keys_per_window - 1)})
+    last, step = num_keys - keys_per_window, keys_per_window - 1
+    return sorted({min(start, last) for start in range(0, max(last, 0) + step, step)})
 
 
 def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, *, settings=None):
     """upF on windows: the unknown frames of (b, n, c, f, h, w), n windows a video; the known ones are copied.
 
-    known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames and skip: their condition.
+    known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames, skip: the condition.
     """
     b, n, c, f, h, w = frames.shape
     known = known.to(frames.dtype).view(1, 1, 1, f, 1, 1)
@@ -116,8 +118,8 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
 def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None):
     """upF on the key-frame grid: key frames (b, c, k, h, w) and what comes after them, `num_keys` in all.
 
-    Window by window: the last half of a window's length is known, the other half made; y_e stays the same. One
-    network evaluation thus moves on by seconds, where small steps at the full rate would drift.
+    Window by window: the last half of a window's length is known, the other half made; y_e stays the same.
+    One network evaluation thus moves on by seconds, where small steps at the full rate would drift.
     """
     length = config.data.num_frames
     while keys.shape[2] < num_keys:
@@ -138,7 +140,7 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
     b, c, k, h, w = keys.shape
     if skip == 1 or k == 1:
         return keys
-    per_window = min((config.data.num_frames - 1) // skip + 1, k)                    # known frames in a window
+    per_window = min((config.data.num_frames - 1) // skip + 1, k)                    # known in a window
     length = (per_window - 1) * skip + 1
     starts = window_starts(k, per_window)
     known = torch.arange(length, device=keys.device) % skip == 0
@@ -159,13 +161,15 @@ FRAMES = 152                                 # of a super-resolution stage evalu
 
 
 def in_batches(network):
-    """The network, evaluated on at most `WINDOWS` of its batch at a time: the same function in flat memory."""
+    """The network, evaluated on up to `WINDOWS` of its batch at a time: the same function in flat memory."""
     def evaluate(x, t, **conditions):
         if len(x) <= WINDOWS:
             return network(x, t, **conditions)
-        parts = [network(x[i:i + WINDOWS], t[i:i + WINDOWS],
-                         **{name: value if value is None else value[i:i + WINDOWS] for name, value in conditions.items()})
-                 for i in range(0, len(x), WINDOWS)]
+        parts = []
+        for i in range(0, len(x), WINDOWS):
+            rows = slice(i, i + WINDOWS)
+            own = {name: value if value is None else value[rows] for name, value in conditions.items()}
+            parts.append(network(x[rows], t[rows], **own))
         return torch.cat(parts)
     return evaluate
 

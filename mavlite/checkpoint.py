@@ -60,7 +60,8 @@ def _tensors(path, content):
         return load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise MavliteError(f"{path}: not a readable safetensors file ({reason}); fetch or train it again") from None
+        raise MavliteError(f"{path}: not a readable safetensors file ({reason}); "
+                           "fetch or train it again") from None
 
 
 def _json(path):
@@ -120,7 +121,8 @@ def read_record(folder, stage=None):
     record = _json(Path(folder) / RECORD)
     for key in ("stage", "sha256", "config"):
         if key not in record:
-            raise MavliteError(f"{Path(folder) / RECORD}: has no {key!r}; this is not a mavlite weights folder")
+            raise MavliteError(f"{Path(folder) / RECORD}: has no {key!r}; "
+                               "this is not a mavlite weights folder")
     if stage is not None and record["stage"] != stage:
         raise MavliteError(f"{folder}: holds weights of stage {record['stage']!r}, {stage!r} was asked for")
     return record
@@ -144,8 +146,8 @@ def load_state(network, state, folder):
     wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
     wrong += [name for name in state if name not in expected]
     if wrong:
-        raise MavliteError(f"{folder}: the weights do not fit this configuration, for example {wrong[0]}; use the "
-                           "configuration in its config.json")
+        raise MavliteError(f"{folder}: the weights do not fit this configuration, for example {wrong[0]}; "
+                           "use the configuration in its config.json")
     network.load_state_dict(state)
 
 
@@ -165,7 +167,8 @@ def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
         tensors |= _flatten_optimizer(index, optimizer)
     content = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()})
     state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), **extra}
-    write_folder(Path(run) / f"step-{step:08d}", {"state.safetensors": content, "state.json": json.dumps(state).encode()})
+    write_folder(Path(run) / f"step-{step:08d}",
+                 {"state.safetensors": content, "state.json": json.dumps(state).encode()})
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -8,10 +8,12 @@ from mavlite.errors import MavliteError
 
 
 def parser():
-    top = argparse.ArgumentParser(prog="mavlite", description="Make-A-Video on Moving MNIST, small enough to understand.")
+    top = argparse.ArgumentParser(prog="mavlite",
+                                  description="Make-A-Video on Moving MNIST, small enough to understand.")
     commands = top.add_subparsers(dest="command", required=True)
 
-    p = commands.add_parser("generate", help="text to video", description='For example: mavlite generate "two and 4" --out clip.mp4')
+    p = commands.add_parser("generate", help="text to video",
+                            description='For example: mavlite generate "two and 4" --out clip.mp4')
     p.add_argument("prompt", nargs="?", help='such as "two and 4"')
     p.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, instead of PROMPT")
     p.add_argument("--num-frames", type=int, help="frames of the video, 1 for an image (default 76)")
@@ -23,7 +25,8 @@ def parser():
 
     p = commands.add_parser("animate", help="set a picture in motion")
     p.add_argument("inputs", nargs=1, metavar="IMAGE", help="any picture; it comes back as one of the frames")
-    p.add_argument("--position", choices=("first", "middle", "last"), default="first", help="which frame it is")
+    p.add_argument("--position", choices=("first", "middle", "last"), default="first",
+                   help="which frame it is")
     p.add_argument("--prompt", help="what to condition on instead of the picture's own embedding")
     _application(p, "position", "prompt")
 
@@ -34,12 +37,14 @@ def parser():
 
     p = commands.add_parser("vary", help="another video of the same digits")
     p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY")
-    p.add_argument("--strength", type=float, default=1.0, help="1: a new video; towards 0: nearer to the given one")
+    p.add_argument("--strength", type=float, default=1.0,
+                   help="1: a new video; towards 0: nearer to the given one")
     _application(p, "strength")
 
     p = commands.add_parser("extend", help="a video that goes on")
     p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY; it comes back at the beginning")
-    p.add_argument("--num-frames", type=int, required=True, help="of the longer video, the given one's among them")
+    p.add_argument("--num-frames", type=int, required=True,
+                   help="of the longer video, the given one's among them")
     _application(p, "num_frames")
 
     p = commands.add_parser("morph", help="from one prompt to another, a video a step")
@@ -47,29 +52,38 @@ def parser():
     p.add_argument("--num-videos", type=int, default=5, help="steps, both ends counted")
     _application(p, "num_videos")
 
-    p = commands.add_parser("train", help="train one stage", description="For example: mavlite train decoder --config configs/t4.yaml --out runs/decoder")
+    example = "For example: mavlite train decoder --config configs/t4.yaml --out runs/decoder"
+    p = commands.add_parser("train", help="train one stage", description=example)
     p.add_argument("stage")
     _training_arguments(p)
     p.add_argument("--out", required=True, metavar="RUN", help="run folder")
-    p.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint, or start it")
-    p.add_argument("--init-from", metavar="WEIGHTS", help="start from a weights folder of the same stage, with a fresh optimizer")
-    p.add_argument("--weights", help="folder with the weights of the stages this one needs (default: those in the package)")
+    p.add_argument("--resume", action="store_true",
+                   help="go on from the run's newest checkpoint, or start it")
+    p.add_argument("--init-from", metavar="WEIGHTS",
+                   help="start from a weights folder of the same stage, with a fresh optimizer")
+    p.add_argument("--weights",
+                   help="folder with the weights of the stages this one needs "
+                        "(default: those in the package)")
     p.add_argument("--reference", metavar="CSV",
-                   help="a loss curve to see beside this run's in RUN/loss.png (configs/curves/cpu/STAGE.csv)")
+                   help="a loss curve to see beside this run's in RUN/loss.png "
+                        "(configs/curves/cpu/STAGE.csv)")
     p.set_defaults(run=train)
 
     p = commands.add_parser("reproduce", help="train all stages in order; stop it, run it again, it goes on")
     _training_arguments(p)
-    p.add_argument("--out", default="runs", metavar="DIR", help="folder for runs and weights (default: runs/<config's name>)")
+    p.add_argument("--out", default="runs", metavar="DIR",
+                   help="folder for runs and weights (default: runs/<config's name>)")
     p.add_argument("--only", nargs="+", metavar="STAGE", help="these stages only")
     p.set_defaults(run=reproduce)
 
     p = commands.add_parser("evaluate", help="every score of the cascade, each beside a ceiling and a floor")
-    p.add_argument("--out", required=True, metavar="REPORT", help="a .json file; plots go to a folder beside it")
+    p.add_argument("--out", required=True, metavar="REPORT",
+                   help="a .json file; plots go to a folder beside it")
     p.add_argument("--weights", help="folder of weights (default: those in the package)")
     p.add_argument("--quick", action="store_true", help="few clips: minutes on two cores, wide intervals")
     p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 33)")
-    p.add_argument("--record", action="store_true", help="write each stage's scores into its config.json, for `mavlite info`")
+    p.add_argument("--record", action="store_true",
+                   help="write each stage's scores into its config.json, for `mavlite info`")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     p.set_defaults(run=evaluate)
@@ -82,21 +96,26 @@ def parser():
 
 def _sampling_arguments(p):
     p.add_argument("--out", required=True, nargs="+", metavar="PATH",
-                   help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; several may be named")
+                   help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; "
+                        "several may be named")
     p.add_argument("--stages-out", metavar="DIR", help="also write what every stage made, as pictures")
-    p.add_argument("--fps", type=float, help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
+    p.add_argument("--fps", type=float,
+                   help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
     p.add_argument("--steps", type=int, help="denoising steps of every stage (default: each stage's own)")
-    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: each stage's own)")
+    p.add_argument("--guidance-scale", type=float,
+                   help="classifier-free guidance (default: each stage's own)")
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--independent-noise", action="store_true", help="SR_h: other noise for each frame, to see the flicker")
+    p.add_argument("--independent-noise", action="store_true",
+                   help="SR_h: other noise for each frame, to see the flicker")
     p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
 
 
 def _application(p, *own):
     """own: the arguments that only this application has."""
-    p.add_argument("--invert", choices=("auto", "always", "never"), default="auto", help="dark digits on light: make them light")
+    p.add_argument("--invert", choices=("auto", "always", "never"), default="auto",
+                   help="dark digits on light: make them light")
     _sampling_arguments(p)
     p.set_defaults(run=apply, own=own)
 
@@ -109,9 +128,9 @@ def _training_arguments(p):
 
 
 def _sampling_options(args):
-    return {"weights": args.weights, "device": args.device, "fps": args.fps, "steps": args.steps, "seed": args.seed,
-            "guidance_scale": args.guidance_scale, "sampler": args.sampler, "shared_noise": not args.independent_noise,
-            "stages_out": args.stages_out}
+    return {"weights": args.weights, "device": args.device, "fps": args.fps, "steps": args.steps,
+            "seed": args.seed, "guidance_scale": args.guidance_scale, "sampler": args.sampler,
+            "shared_noise": not args.independent_noise, "stages_out": args.stages_out}
 
 
 def generate(args):
@@ -119,22 +138,23 @@ def generate(args):
     if (args.prompt is None) == (args.prompts is None):
         raise MavliteError('give a prompt, such as "two and 4", or a file of them with --prompts')
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
-    generate_files(prompts, args.out, num_videos=args.num_videos, batch_size=args.batch_size, num_frames=args.num_frames,
-                   frame_skip=args.frame_skip, **_sampling_options(args))
+    generate_files(prompts, args.out, num_videos=args.num_videos, batch_size=args.batch_size,
+                   num_frames=args.num_frames, frame_skip=args.frame_skip, **_sampling_options(args))
 
 
 def apply(args):
     from mavlite.apply import apply as run_application
-    run_application(args.command, args.inputs, args.out, invert=args.invert, **{name: getattr(args, name) for name in args.own},
-                    **_sampling_options(args))
+    own = {name: getattr(args, name) for name in args.own}
+    run_application(args.command, args.inputs, args.out, invert=args.invert, **own, **_sampling_options(args))
 
 
 def train(args):
     from mavlite.checkpoint import SHIPPED
     from mavlite.config import load_config
     from mavlite.reproduce import train_stage
-    train_stage(load_config(args.config, args.stage, args.overrides), args.out, weights=args.weights or SHIPPED,
-                init_from=args.init_from, resume=args.resume, reference=args.reference, device=args.device)
+    config = load_config(args.config, args.stage, args.overrides)
+    train_stage(config, args.out, weights=args.weights or SHIPPED, init_from=args.init_from,
+                resume=args.resume, reference=args.reference, device=args.device)
 
 
 def reproduce(args):
@@ -145,8 +165,8 @@ def reproduce(args):
 
 def evaluate(args):
     from mavlite.evaluation.report import evaluate as write_report
-    write_report(args.out, weights=args.weights, quick=args.quick, videos=args.videos, seed=args.seed, device=args.device,
-                 record_in_weights=args.record)
+    write_report(args.out, weights=args.weights, quick=args.quick, videos=args.videos, seed=args.seed,
+                 device=args.device, record_in_weights=args.record)
 
 
 def info(args):

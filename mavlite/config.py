@@ -14,8 +14,8 @@ import yaml
 
 from mavlite.errors import MavliteError
 
-STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h", "judge", "tracker",
-               "video_features")
+STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h",
+               "judge", "tracker", "video_features")
 
 
 def _require(condition, message):
@@ -26,9 +26,9 @@ def _require(condition, message):
 @dataclass
 class DataConfig:
     """Moving MNIST. Sizes in px, rates in frames per second (of key frames)."""
-    digits: str = "auto"                     # mnist, glyphs (embedded, not MNIST), auto: mnist if it can be had
+    digits: str = "auto"                     # mnist, glyphs (embedded, no MNIST), auto: mnist if to be had
     seed: int = 0
-    num_clips: int = 0                       # 0: without end; 1: the same clip again and again, to see it overfit
+    num_clips: int = 0                       # 0: without end; 1: one clip again and again, to see it overfit
     channels: int = 1
     sizes: list[int] = field(default_factory=lambda: [32, 48, 64])   # D's, after SR_l, after SR_h
     num_frames: int = 16                     # key frames, and the frames of an interpolation window
@@ -43,7 +43,8 @@ class DataConfig:
     mean_condition: float = 0.2              # share of D^t's clips conditioned on the mean embedding instead
 
     def __post_init__(self):
-        _require(self.digits in ("auto", "mnist", "glyphs"), f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
+        _require(self.digits in ("auto", "mnist", "glyphs"),
+                 f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
         _require(self.condition in ("clearest", "first", "mean"),
                  f"data.condition: {self.condition!r} is none of clearest, first, mean")
         _require(self.num_clips >= 0, f"data.num_clips: {self.num_clips} is negative")
@@ -52,14 +53,18 @@ class DataConfig:
                  f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")
         _require(self.sizes[-1] <= 64, f"data.sizes: frames are drawn at 64 px, {self.sizes[-1]} is more")
         low, high = self.fps_range if len(self.fps_range) == 2 else (0, 0)
-        _require(0 < low < high <= 60, f"data.fps_range: {self.fps_range} must be [low, high] with 0 < low < high <= 60")
-        _require(low <= self.fps <= high, f"data.fps: {self.fps} lies outside data.fps_range {self.fps_range}")
+        _require(0 < low < high <= 60,
+                 f"data.fps_range: {self.fps_range} must be [low, high] with 0 < low < high <= 60")
+        _require(low <= self.fps <= high,
+                 f"data.fps: {self.fps} lies outside data.fps_range {self.fps_range}")
         _require(4 <= self.num_frames <= 64, f"data.num_frames: {self.num_frames} is not within 4 ... 64")
         _require(1 <= self.frame_skip <= self.max_frame_skip < self.num_frames,
-                 f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip ({self.max_frame_skip})")
+                 f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip "
+                 f"({self.max_frame_skip})")
         _require(self.fps_concentration >= 1, "data.fps_concentration: must be 1 or more")
         for name in ("fps_uniform", "mean_condition"):
-            _require(0 <= getattr(self, name) <= 1, f"data.{name}: {getattr(self, name)} is not within 0 ... 1")
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"data.{name}: {value} is not within 0 ... 1")
 
 
 @dataclass
@@ -101,8 +106,10 @@ class UNetConfig:
     temporal_init: str = "identity"          # identity, random
 
     def __post_init__(self):
-        _require(self.channels and min(self.channels) > 0, f"model.channels: {self.channels} must be positive widths")
-        _require(self.blocks > 0 and self.patch_size > 0, "model.blocks and model.patch_size must be 1 or more")
+        _require(self.channels and min(self.channels) > 0,
+                 f"model.channels: {self.channels} must be positive widths")
+        _require(self.blocks > 0 and self.patch_size > 0,
+                 "model.blocks and model.patch_size must be 1 or more")
         _require(set(self.temporal_layers) <= {"convolution", "attention"},
                  f"model.temporal_layers: {self.temporal_layers} holds more than convolution and attention")
         _require(self.temporal_init in ("identity", "random"),
@@ -110,7 +117,8 @@ class UNetConfig:
         for level in self.attention:
             _require(0 <= level < len(self.channels), f"model.attention: there is no level {level}")
             _require(self.channels[level] % self.head_dim == 0,
-                     f"model.channels: {self.channels[level]} is no multiple of model.head_dim ({self.head_dim})")
+                     f"model.channels: {self.channels[level]} is no multiple of model.head_dim "
+                     f"({self.head_dim})")
 
 
 @dataclass
@@ -136,23 +144,25 @@ class DiffusionConfig:
     loss: str = "simple"                     # simple, min_snr, hybrid (learned variance)
     min_snr_gamma: float = 5.0
     log_snr_min: float | None = None         # epsilon needs a truncated log-SNR, such as -20
-    time_shift: float = 0.0                  # training times: t = sigmoid(shift + scale * logit(u)), u uniform;
-    time_scale: float = 1.0                  # 0 and 1: uniform. Below 1: more in the middle, where content forms
+    time_shift: float = 0.0                  # training t = sigmoid(shift + scale * logit(u)), u uniform;
+    time_scale: float = 1.0                  # 0, 1: uniform. Below 1: more in the middle, where content forms
     drop_condition: float = 0.1              # unCLIP-derived: how often the embedding is dropped for guidance
-    max_noise_level: float = 0.3             # SR: noise augmentation of the low resolution, level within 0 ... this
+    max_noise_level: float = 0.3             # SR: noise augmentation of the low resolution, 0 ... this
     max_blur: float = 0.8                    # SR: Gaussian blur of the low resolution, px
 
     def __post_init__(self):
         _require(self.prediction_type in ("epsilon", "sample", "v_prediction"),
-                 f"diffusion.prediction_type: {self.prediction_type!r} is none of epsilon, sample, v_prediction")
+                 f"diffusion.prediction_type: {self.prediction_type!r} is none of "
+                 "epsilon, sample, v_prediction")
         _require(self.loss in ("simple", "min_snr", "hybrid"),
                  f"diffusion.loss: {self.loss!r} is none of simple, min_snr, hybrid")
         _require(self.prediction_type != "epsilon" or self.log_snr_min is not None,
-                 "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is only noise; "
-                 "truncate the schedule with diffusion.log_snr_min: -20")
+                 "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is "
+                 "only noise; truncate the schedule with diffusion.log_snr_min: -20")
         _require(self.time_scale > 0, f"diffusion.time_scale: {self.time_scale} is not above 0")
         for name in ("drop_condition", "max_noise_level"):
-            _require(0 <= getattr(self, name) < 1, f"diffusion.{name}: {getattr(self, name)} is not within 0 ... 1")
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"diffusion.{name}: {value} is not within 0 ... 1")
 
 
 @dataclass
@@ -184,10 +194,13 @@ class TrainConfig:
         for name in ("lr", "muon_lr", "grad_clip"):
             _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not above 0")
         for name in ("decay_share", "ema_decay"):
-            _require(0 <= getattr(self, name) <= 1, f"train.{name}: {getattr(self, name)} is not within 0 ... 1")
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"train.{name}: {value} is not within 0 ... 1")
         _require(self.batch_size % self.accumulate == 0,
-                 f"train.batch_size: {self.batch_size} is no multiple of train.accumulate ({self.accumulate})")
-        _require(self.optimizer in ("muon", "adamw"), f"train.optimizer: {self.optimizer!r} is neither muon nor adamw")
+                 f"train.batch_size: {self.batch_size} is no multiple of train.accumulate "
+                 f"({self.accumulate})")
+        _require(self.optimizer in ("muon", "adamw"),
+                 f"train.optimizer: {self.optimizer!r} is neither muon nor adamw")
         _require(self.precision in ("auto", "bf16", "fp16", "fp32", "fp64"),
                  f"train.precision: {self.precision!r} is none of auto, bf16, fp16, fp32, fp64")
 
@@ -247,17 +260,21 @@ class Config:
         del sections["stage"]
         for key in mapping:
             _require(key in sections, f"unknown section {key!r}; there are {', '.join(sections)}")
-        filled = {key: None if kind is None else _fill(kind, {} if mapping.get(key) is None else mapping[key], key)
+        filled = {key: None if kind is None
+                  else _fill(kind, {} if mapping.get(key) is None else mapping[key], key)
                   for key, kind in sections.items()}
         if sections["model"] is None:
-            _require(not mapping.get("model"), "stage clip has no model section: its network is the section clip")
+            _require(not mapping.get("model"),
+                     "stage clip has no model section: its network is the section clip")
         config = cls(stage=stage, **filled)
         if config.distill.teacher is not None:
             _require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
                      f"distill.teacher: stage {stage} takes no denoising steps")
             _require((config.sample.sampler, config.sample.guidance_scale) == ("ddim", 1.0),
-                     "distill.teacher: a student samples with sample.sampler ddim and sample.guidance_scale 1")
-            _require(config.diffusion.loss != "hybrid", "distill.teacher: a student has no use for a learned variance; "
+                     "distill.teacher: a student samples with sample.sampler ddim and "
+                     "sample.guidance_scale 1")
+            _require(config.diffusion.loss != "hybrid",
+                     "distill.teacher: a student has no use for a learned variance; "
                      "set diffusion.loss to simple")
         _require(stage != "prior" or config.diffusion.loss != "hybrid",
                  "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
@@ -290,7 +307,8 @@ def _check(kind, value, path):
         _require(ok, f"{path}: must be a number, not {value!r}")
         return float(value)
     if kind is int:
-        _require(isinstance(value, int) and not isinstance(value, bool), f"{path}: must be a whole number, not {value!r}")
+        _require(isinstance(value, int) and not isinstance(value, bool),
+                 f"{path}: must be a whole number, not {value!r}")
         _require(abs(value) < 2**31, f"{path}: {value} is too large")
     else:
         _require(isinstance(value, kind), f"{path}: must be a {kind.__name__}, not {value!r}")
@@ -327,7 +345,8 @@ def parse_overrides(pairs):
     for pair in pairs:
         key, equals, value = pair.partition("=")
         section, dot, name = key.partition(".")
-        _require(equals and dot and section and name, f"--set {pair}: must look like section.key=value, such as train.steps=500")
+        _require(equals and dot and section and name,
+                 f"--set {pair}: must look like section.key=value, such as train.steps=500")
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -20,7 +20,8 @@ def read_curve(path):
         with open(path, newline="") as file:
             rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise MavliteError(f"{path}: is no loss curve, a CSV with the columns step and loss ({error})") from None
+        raise MavliteError(f"{path}: is no loss curve, a CSV with the columns step and loss "
+                           f"({error})") from None
     if not rows:
         raise MavliteError(f"{path}: holds no steps; train first")
     return tuple(map(list, zip(*rows)))
@@ -40,7 +41,8 @@ def keep_reference(run, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("step", "loss"), *((step, f"{loss:.5g}") for step, loss in zip(steps, losses))])
+        rows = ((step, f"{loss:.5g}") for step, loss in zip(steps, losses))
+        csv.writer(file).writerows([("step", "loss"), *rows])
 
 
 def plot_loss(run, reference=None):
@@ -56,7 +58,8 @@ def plot_loss(run, reference=None):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(6, 3.5))
     if reference is not None:
-        axes.plot(*read_curve(reference), color="0.6", linewidth=4, label=f"reference, {Path(reference).stem}")
+        axes.plot(*read_curve(reference), color="0.6", linewidth=4,
+                  label=f"reference, {Path(reference).stem}")
     axes.plot(*thin(*read_curve(log), points=4 * POINTS), color="black", linewidth=1, label="this run")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()

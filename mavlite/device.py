@@ -17,8 +17,8 @@ def pick_device(name=None):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MavliteError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); leave it out "
-                           "or name cpu, cuda or mps") from None
+        raise MavliteError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
+                           "leave it out or name cpu, cuda or mps") from None
     return device
 
 
@@ -40,7 +40,8 @@ def fast_bf16(device):
     """Whether the device computes in bf16, rather than emulating it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    tests = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    tests = [getattr(torch.cpu, name, None) for name in names]
     return device.type == "cpu" and any(test is not None and test() for test in tests)
 
 

@@ -1,4 +1,4 @@
-"""Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): one step of a student is two of its teacher.
+"""Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): a student's step is two of its teacher's.
 
 A student of N steps starts as a copy of a teacher that samples in 2 N, and learns to land where two of the
 teacher's DDIM steps land. Guidance is folded in: the teacher is guided, the student is run once and alone.
@@ -12,7 +12,7 @@ from mavlite.losses import weighted_mean
 
 
 def student_times(u, steps):
-    """Uniform numbers u (b,) in [0, 1) -> the times at which a student of `steps` steps is asked: 1/N ... 1."""
+    """Uniform numbers u (b,) in [0, 1) -> times at which a student of `steps` steps is asked: 1/N ... 1."""
     return ((u * steps).floor() + 1).clamp(max=steps) / steps
 
 

@@ -23,8 +23,8 @@ def read_prompts(path):
     return prompts
 
 
-def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None, device=None, seed=0, stages_out=None,
-                   **options):
+def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None, device=None, seed=0,
+                   stages_out=None, **options):
     """Generate num_videos videos for each prompt and write them to each of `outputs`; returns the Video.
 
     Video k of all (prompt by prompt) draws from (seed, k), whatever the batch size. Everything that can be
@@ -42,7 +42,8 @@ def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None
 
     parts, single = [], len(prompts) <= batch_size
     for start in tqdm(range(0, len(prompts), batch_size), disable=single, unit="batch"):
-        parts.append(pipe(prompts[start:start + batch_size], seed=seed, index=start, progress=single, **options))
+        batch = prompts[start:start + batch_size]
+        parts.append(pipe(batch, seed=seed, index=start, progress=single, **options))
     video = _join(parts)
     write_files(video, outputs, stages_out)
     return video

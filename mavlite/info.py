@@ -9,7 +9,7 @@ from mavlite.stages import MEASURING, STAGES, available, load_clip, load_network
 
 @torch.no_grad()
 def flops_per_frame(stage, network, config):
-    """Floating-point operations (two a multiply-add) of one evaluation, for one frame (for P: one embedding)."""
+    """Floating-point operations (two a multiply-add) of one evaluation, for one frame (P: one embedding)."""
     data, entry = config.data, STAGES[stage]
     frames = data.num_frames if entry.temporal else 1
     size = data.sizes[entry.size[0]]
@@ -22,7 +22,8 @@ def flops_per_frame(stage, network, config):
         elif stage in MEASURING:
             network(torch.zeros(1, data.channels, frames, 64, 64))
         elif stage == "prior":
-            network(torch.zeros(1, network.embed_dim), one, tokens=torch.zeros(1, network.context_length, network.token_dim),
+            tokens = torch.zeros(1, network.context_length, network.token_dim)
+            network(torch.zeros(1, network.embed_dim), one, tokens=tokens,
                     text_embeds=torch.zeros(1, network.embed_dim))
         else:
             shape = (frames, size, size) if entry.temporal else (size, size)
@@ -38,19 +39,22 @@ def flops_per_frame(stage, network, config):
 def print_info(weights):
     records = available(weights)
     if not records:
-        raise MavliteError(f"{weights}: there are no weights here; train some, or name another folder with --weights")
+        raise MavliteError(f"{weights}: there are no weights here; train some, "
+                           "or name another folder with --weights")
     print(f"weights in {weights}\n")
-    print(f"{'stage':14s} {'symbol':7s} {'parameters':>10s} {'MFLOP/frame':>11s} {'steps':>6s} {'sampler':>8s} {'guidance':>8s}  "
-          f"{'sha256':12s}  trained")
+    print(f"{'stage':14s} {'symbol':7s} {'parameters':>10s} {'MFLOP/frame':>11s} "
+          f"{'steps':>6s} {'sampler':>8s} {'guidance':>8s}  {'sha256':12s}  trained")
     for stage, record in records.items():
         config = read_config(weights, stage)
         clip = load_clip(weights, config) if STAGES[stage].uses_clip else None
         network, config, _ = load_network(weights, stage, clip)
         p, samples = record["provenance"], stage not in ("clip", *MEASURING)
-        print(f"{stage:14s} {STAGES[stage].symbol:7s} {record['parameters']:10,d} {flops_per_frame(stage, network, config) / 1e6:11.1f} "
+        mflop = flops_per_frame(stage, network, config) / 1e6
+        print(f"{stage:14s} {STAGES[stage].symbol:7s} {record['parameters']:10,d} {mflop:11.1f} "
               f"{config.sample.steps if samples else '-':>6} {config.sample.sampler if samples else '-':>8} "
               f"{config.sample.guidance_scale if samples else '-':>8}  {record['sha256'][:12]}  "
-              f"{p['steps']} steps of {p['batch_size']}, {p['seconds']} s on {p['hardware']} ({p['precision']}), "
-              f"{p['digits']} digits, from {p['started_from']}, seed {p['seed']}, commit {p['commit']}")
+              f"{p['steps']} steps of {p['batch_size']}, {p['seconds']} s on {p['hardware']} "
+              f"({p['precision']}), {p['digits']} digits, from {p['started_from']}, seed {p['seed']}, "
+              f"commit {p['commit']}")
         for name, score in record.get("scores", {}).items():
             print(f"{'':14s} {name}: {score}")

@@ -175,7 +175,7 @@ class Upsample(nn.Module):
 
 
 def sinusoidal(value, dim, max_frequency=1000.0):
-    """(b,) numbers of order one -> (b, dim) sines and cosines at log-spaced frequencies 1 ... max_frequency."""
+    """(b,) numbers of order one -> (b, dim) sines and cosines, log-spaced frequencies 1 ... max_frequency."""
     exponents = torch.linspace(0, math.log(max_frequency), dim // 2, device=value.device, dtype=value.dtype)
     angles = value[:, None] * exponents.exp()
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -99,7 +99,7 @@ def canonical_positions(trajectories, num_frames):
 
 
 def statistics(positions, bounced):
-    """Shares of frames with overlapping boxes and heavily overlapping ones, and of digit-steps with a bounce."""
+    """Shares of frames with overlapping and heavily overlapping boxes, and of digit-steps with a bounce."""
     offset = (positions[:, :, 0] - positions[:, :, 1]).abs().amax(dim=-1)            # b f
     return {"overlap": (offset < DIGIT).float().mean().item(),
             "heavy_overlap": (offset < DIGIT / 2).float().mean().item(),
@@ -293,7 +293,7 @@ class LabelledClips(UnlabelledClips):
 
 
 class TextFramePairs:
-    """What `clip` and `prior` see: the clearest frame of a clip, and one of the prompts that name its digits."""
+    """What `clip` and `prior` see: a clip's clearest frame, and one of the prompts that name its digits."""
 
     def __init__(self, digits, seed, channels=1, dtype=torch.float32, num_clips=0):
         self.simulator, self.seed = MovingMNIST(digits.images, channels, dtype, num_clips), seed

@@ -148,7 +148,8 @@ class Objective:
         digits = load_digits(split, config.data.digits).to(device)
         self.digits_source = digits.source
         seed = config.data.seed * 101 + list(STAGES).index(config.stage)         # no two stages share clips
-        options = {"seed": seed, "channels": config.data.channels, "dtype": dtype, "num_clips": config.data.num_clips}
+        options = {"seed": seed, "channels": config.data.channels, "dtype": dtype,
+                   "num_clips": config.data.num_clips}
         if self.stage.trained_on == "text-frame pairs":
             self.pairs = TextFramePairs(digits, **options)
         elif self.stage.trained_on == "labelled clips":
@@ -168,10 +169,12 @@ class Objective:
         if self.teacher is not None:
             conditions.pop("drop", None)                     # a student has its teacher's guidance within
             steps, clip = self.config.sample.steps, None if self.config.stage == "prior" else 1.0
-            denoise = make_denoiser(self.diffusion, self.teacher, conditions, self.config.distill.guidance_scale, clip)
-            return distillation_loss(self.diffusion, lambda x, t: network(x, t, drop=None, **conditions), denoise, x_0,
-                                     student_times(draws.times(), steps), draws.normal(*x_0.shape[1:]), steps, weight)
-        # A logit-logistic density, close to the logit-normal one of Esser et al. 2024 (arXiv 2403.03206, 3.1),
+            scale = self.config.distill.guidance_scale
+            denoise = make_denoiser(self.diffusion, self.teacher, conditions, scale, clip)
+            times, noise = student_times(draws.times(), steps), draws.normal(*x_0.shape[1:])
+            return distillation_loss(self.diffusion, lambda x, t: network(x, t, drop=None, **conditions),
+                                     denoise, x_0, times, noise, steps, weight)
+        # A logit-logistic density, close to the logit-normal of Esser et al. 2024 (arXiv 2403.03206, 3.1),
         # but with an inverse in closed form, so that stratified times stay stratified.
         t = torch.sigmoid(d.time_shift + d.time_scale * torch.logit(draws.times()))
         return diffusion_loss(self.diffusion, lambda x, t: network(x, t, **conditions), x_0, t,
@@ -196,7 +199,8 @@ class Objective:
     def mean_embeds(self, frames):
         """The mean embedding of a clip's frames, at a single embedding's length: (b c f h w) -> (b, d)."""
         embeds = self.clip.image_embeds(rearrange(frames, "b c f h w -> (b f) c h w"))
-        return renormalise(rearrange(embeds, "(b f) d -> b f d", f=frames.shape[2]).mean(dim=1)).to(self.dtype)
+        embeds = rearrange(embeds, "(b f) d -> b f d", f=frames.shape[2])
+        return renormalise(embeds.mean(dim=1)).to(self.dtype)
 
 
 class ClipObjective(Objective):
@@ -220,8 +224,8 @@ class PriorObjective(Objective):
         with torch.no_grad():
             tokens, text_embeds = self.clip.text(prompts)
             x_0 = self.clip.image_embeds(frames).to(self.dtype)
-        return self.diffuse(network, x_0, draws, tokens=tokens.to(self.dtype), text_embeds=text_embeds.to(self.dtype),
-                            drop=self.drop(draws))
+        return self.diffuse(network, x_0, draws, tokens=tokens.to(self.dtype),
+                            text_embeds=text_embeds.to(self.dtype), drop=self.drop(draws))
 
 
 class DecoderObjective(Objective):
@@ -238,7 +242,7 @@ class DecoderObjective(Objective):
 
 
 class VideoDecoderObjective(Objective):
-    """A clip, given the embedding of its clearest frame (for some: the mean of its frames) and its rate (D^t)."""
+    """A clip, given the embedding of its clearest frame (for some: the mean of all) and its rate (D^t)."""
 
     def loss(self, network, batch, draws, progress):
         use_uniform = self.clips.uniform(batch.indices, DRAW_FPS + 1) < self.data.fps_uniform
@@ -250,11 +254,15 @@ class VideoDecoderObjective(Objective):
         if rows:
             chosen = [batch.indices[row] for row in rows]
             embeds[rows] = self.mean_embeds(self.clips.condition_clips(chosen, self.size))
-        return self.diffuse(network, frames * 2 - 1, draws, image_embeds=embeds, drop=self.drop(draws), fps=fps.log())
+        return self.diffuse(network, frames * 2 - 1, draws, image_embeds=embeds, drop=self.drop(draws),
+                            fps=fps.log())
 
 
 class InterpolationObjective(Objective):
-    """The hidden frames of a window, given the others (upF). fps is the key-frame rate, fps * skip the window's."""
+    """The hidden frames of a window, given the others (upF).
+
+    fps is the key-frame rate, fps * skip the window's.
+    """
 
     def loss(self, network, batch, draws, progress):
         u = {name: self.clips.uniform(batch.indices, DRAW_FPS + k) for k, name in
@@ -300,22 +308,24 @@ class JudgeObjective(Objective):
 
 
 class MeasuringObjective(Objective):
-    """What tracker and video_features share: labelled clips of any rate, at each of the cascade's sizes in turn."""
+    """What tracker and video_features share: labelled clips of any rate, at the cascade's sizes in turn."""
 
     def batch(self, batch):
         """(frames (b, c, f, h, w), fps (b,)): the rate is log-uniform, as it counts in ratios."""
         low, high = self.data.fps_range
         fps = low * (high / low) ** self.clips.uniform(batch.indices, DRAW_FPS)
-        return self.clips.clips(batch.indices, fps, self.data.num_frames, self.data.sizes[batch.step % len(self.data.sizes)])
+        size = self.data.sizes[batch.step % len(self.data.sizes)]
+        return self.clips.clips(batch.indices, fps, self.data.num_frames, size)
 
 
 class TrackerObjective(MeasuringObjective):
-    """Distance of the two tracked centres from the true ones, in px, up to which digit is called the first."""
+    """Distance of the two tracked centres from the true ones, in px, up to which digit is called first."""
 
     def loss(self, network, batch, draws, progress):
         frames, fps = self.batch(batch)
         found, true = network(frames), self.clips.centres(batch.indices, fps, self.data.num_frames)
-        return either_order(lambda true: F.smooth_l1_loss(found, true, reduction="none").mean(dim=(1, 3)), true, dim=2)
+        return either_order(lambda true: F.smooth_l1_loss(found, true, reduction="none").mean(dim=(1, 3)),
+                            true, dim=2)
 
 
 class VideoFeaturesObjective(MeasuringObjective):
@@ -331,7 +341,7 @@ class VideoFeaturesObjective(MeasuringObjective):
 
 
 def either_order(error, true, dim):
-    """The mean over clips of the smaller of two errors: of `true` as it is, and with its two digits exchanged.
+    """The mean over clips of the smaller of two errors: of `true` as it is, and with its digits exchanged.
 
     error: true -> (b, 2), an error for each digit. Nothing in a picture says which digit is the first.
     """

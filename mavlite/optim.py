@@ -20,7 +20,7 @@ def orthogonalise(matrices, iterations=5):
     a, b, c = 3.4445, -4.7750, 2.0315
     if matrices.dtype == torch.float32 and fast_bf16(matrices.device):
         matrices = matrices.bfloat16()                       # stable in 16 bits, and several times faster
-    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices           # wide: the smaller Gram matrix
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices           # the smaller Gram matrix
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
@@ -51,7 +51,8 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalise(torch.stack([u for _, u in members]))
                 scale = -group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (p, _), update in zip(members, updates):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.reshape(p.shape).to(p.dtype), alpha=scale)
+                    update = update.reshape(p.shape).to(p.dtype)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=scale)
 
 
 INPUTS_AND_OUTPUTS = ("conv_in.", "conv_out.",                                # U-Net

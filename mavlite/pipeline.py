@@ -66,8 +66,8 @@ class MakeAVideo:
         prompt: str, or a list of them for a batch. num_frames: of the finished video, 76 by default (the
         length of 16 key frames at skip 5); of a longer one the key frames go on by extrapolation, at the same
         rate and with the same embedding. frame_skip: frames of the finished video per key frame, whose rate
-        it multiplies; the key frames stay the same. Returns a `Video`; its `.stages` holds every intermediate,
-        on the CPU, `.seconds` the time of each stage.
+        it multiplies; the key frames stay the same. Returns a `Video`; its `.stages` holds every
+        intermediate, on the CPU, `.seconds` the time of each stage.
 
         options, of this and every other method:
             fps: key-frame rate, within what training covered; the finished video's is fps * frame_skip.
@@ -133,7 +133,8 @@ class MakeAVideo:
             frames = cascade.run_interpolation(*run.stage("interpolation"), keys, y_e, run.fps, skip,
                                                settings=run.settings["interpolation"])
         with run.clock("sr_l_t"):
-            middle = cascade.run_super_resolution(*run.stage("sr_l_t"), frames, settings=run.settings["sr_l_t"])
+            middle = cascade.run_super_resolution(*run.stage("sr_l_t"), frames,
+                                                  settings=run.settings["sr_l_t"])
         frames, middle = frames[:, :, :num_frames], middle[:, :, :num_frames]
         with run.clock("sr_h"):                              # frame by frame: it need not make the others
             large = cascade.run_super_resolution(*run.stage("sr_h"), middle, settings=run.settings["sr_h"],
@@ -147,8 +148,8 @@ class MakeAVideo:
     def animate(self, image, *, prompt=None, position="first", **options):
         """A picture set in motion: upF extrapolates key frames from the one given, then the cascade goes on.
 
-        image: (b, c, s, s) in [0, 1], s the finished size (64). It comes back exactly, as the first, the last or
-        the middle frame (position). prompt: its embedding by P takes the place of the image's own.
+        image: (b, c, s, s) in [0, 1], s the finished size (64). It comes back exactly, as the first, the
+        last or the middle frame (position). prompt: its embedding by P takes the place of the image's own.
         """
         low = self._small(image[:, :, None])
         at = {"first": 0, "middle": self.data.num_frames // 2, "last": self.data.num_frames - 1}.get(position)
@@ -156,12 +157,13 @@ class MakeAVideo:
             raise MavliteError(f"position: {position!r} is none of first, middle, last")
         run, skip = Session(self, len(image), **options), self.data.frame_skip
         with run:
-            y_e = self._embed_images(run, low) if prompt is None else self._embed_prompts(run, [prompt] * len(image))
+            y_e = (self._embed_images(run, low) if prompt is None
+                   else self._embed_prompts(run, [prompt] * len(image)))
             known = torch.arange(self.data.num_frames, device=self.device) == at
             with run.clock("interpolation"):
-                given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read at the known place only
-                filled = cascade.fill_frames(*run.stage("interpolation", "keys"), given, known, y_e, run.fps, 1,
-                                             settings=run.settings["interpolation"])
+                given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read where known only
+                filled = cascade.fill_frames(*run.stage("interpolation", "keys"), given, known, y_e, run.fps,
+                                             1, settings=run.settings["interpolation"])
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)
@@ -170,7 +172,7 @@ class MakeAVideo:
     def interpolate(self, first, last, *, num_frames=16, **options):
         """The frames between two pictures (b, c, s, s) in [0, 1], which come back exactly at both ends.
 
-        Up to 16 frames are one window of upF at the rate `fps`; more are key frames, filled in at a higher one.
+        Up to 16 frames are one window of upF at rate `fps`; more are key frames, filled in at a higher one.
         """
         length = self.data.num_frames
         skip = self._checked_skip(max(1, -(-(num_frames - 1) // (length - 1))))
@@ -196,8 +198,8 @@ class MakeAVideo:
     def vary(self, video, *, strength=1.0, **options):
         """Another video of the same digits: D^t from the mean embedding of the given one's frames.
 
-        video: a `Video` of the finished size. strength in (0, 1]: 1 is a new one; below, D^t starts part-way from
-        the given key frames, and keeps to them the more the lower it is.
+        video: a `Video` of the finished size. strength in (0, 1]: 1 is a new one; below, D^t starts part-way
+        from the given key frames, and keeps to them the more the lower it is.
         """
         if not 0 < strength <= 1:
             raise MavliteError(f"strength: {strength} is not within (0, 1]")
@@ -210,14 +212,14 @@ class MakeAVideo:
                 missing = self.data.num_frames - keys.shape[2]
                 start = torch.cat([keys, keys[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
             with run.clock("decoder_t"):
-                made = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps, settings=run.settings["decoder_t"],
-                                             start=start, strength=strength)
+                made = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps, start=start,
+                                             strength=strength, settings=run.settings["decoder_t"])
             frames = self._finish(run, made, y_e, self.data.frame_skip)
         return run.video(frames, run.fps * self.data.frame_skip)
 
     @torch.no_grad()
     def extend(self, video, *, num_frames, **options):
-        """A video that goes on: key frames are extrapolated from the given one's, with the embedding of its clearest.
+        """A video that goes on: key frames extrapolated from its own, with the embedding of the clearest.
 
         video: a `Video` of the finished size; where it has the finished rate its frames come back exactly.
         """
@@ -225,8 +227,8 @@ class MakeAVideo:
         keys = self._small(self._key_frames(video, run.fps, every=True))
         num_keys = -(-(num_frames - 1) // skip) + 1
         if not keys.shape[2] < num_keys <= LONGEST // skip:
-            raise MavliteError(f"num_frames: {num_frames} is not within {keys.shape[2] * skip + 1} ... {LONGEST}: "
-                               f"the given video is {keys.shape[2]} key frames long")
+            raise MavliteError(f"num_frames: {num_frames} is not within {keys.shape[2] * skip + 1} ... "
+                               f"{LONGEST}: the given video is {keys.shape[2]} key frames long")
         with run:
             y_e = self._embed_images(run, keys)
             frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames)
@@ -241,13 +243,15 @@ class MakeAVideo:
         All start from the same noise, so what changes from one to the next comes from the embedding.
         """
         if num_videos < 2:
-            raise MavliteError(f"num_videos: {num_videos} has no way from one prompt to the other; ask for 2 or more")
+            raise MavliteError(f"num_videos: {num_videos} has no way from one prompt to the other; "
+                               "ask for 2 or more")
         run = Session(self, num_videos, same=True, **options)
         with run:
             ends = self._embed_prompts(run, [first] * (num_videos - 1) + [last])[[0, -1]]
             y_e = spherical(ends[0], ends[1], torch.linspace(0, 1, num_videos, device=self.device))
             with run.clock("decoder_t"):
-                keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps, settings=run.settings["decoder_t"])
+                keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps,
+                                             settings=run.settings["decoder_t"])
             frames = self._finish(run, keys, y_e, self.data.frame_skip)
         return run.video(frames, run.fps * self.data.frame_skip)
 
@@ -266,11 +270,13 @@ class MakeAVideo:
         return video.frames[:, :, (times * video.fps / fps).round().long()]
 
     def _embed_images(self, run, frames, mean=False):
-        """C_y: the embedding (b, d) of the clearest of frames (b, c, f, h, w) in [-1, 1], or the mean of all."""
+        """C_y: the embedding (b, d) of the clearest of frames (b, c, f, h, w) in [-1, 1], or their mean."""
         with run.clock("clip"):
             if not mean:
-                frames = frames[torch.arange(len(frames), device=frames.device), :, clearest(frames)][:, :, None]
-            y_e = self.networks["clip"].image_embeds(rearrange(to_unit(frames), "b c f h w -> (b f) c h w")).float()
+                rows = torch.arange(len(frames), device=frames.device)
+                frames = frames[rows, :, clearest(frames)][:, :, None]
+            folded = rearrange(to_unit(frames), "b c f h w -> (b f) c h w")
+            y_e = self.networks["clip"].image_embeds(folded).float()
             y_e = renormalise(rearrange(y_e, "(b f) d -> b f d", f=frames.shape[2]).mean(dim=1))
         run.kept["image_embeds"] = y_e
         return y_e
@@ -282,7 +288,8 @@ class MakeAVideo:
         low, high = self.data.fps_range
         fps = self.data.fps if fps is None else fps
         if not low <= fps <= high:
-            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; choose within {low:g} ... {high:g}")
+            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; "
+                               f"choose within {low:g} ... {high:g}")
         return float(fps)
 
     def _checked_skip(self, skip):

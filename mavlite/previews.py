@@ -8,8 +8,8 @@ import torch
 from mavlite import cascade
 from mavlite.device import autocast
 from mavlite.moving_mnist import box_resize
-from mavlite.session import to_unit
 from mavlite.prompts import PAIRS, make_prompt
+from mavlite.session import to_unit
 from mavlite.training import uninterrupted
 from mavlite.video import contact_sheet
 
@@ -67,7 +67,7 @@ def _by_pair(trainer):
 
 
 def preview_clip(trainer):
-    """Cosine of every pair's frame (row) with every pair's prompt (column): a bright diagonal when trained."""
+    """Cosine of each pair's frame (row) with each pair's prompt (column): a bright diagonal when trained."""
     frames, prompts = _by_pair(trainer)
     image, text = trainer.network.image_embeds(frames), trainer.network.text(prompts)[1]
     return _similarity(torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).T)
@@ -88,8 +88,8 @@ def preview_decoder(trainer):
     size = trainer.config.data.sizes[0]
     given = trainer.objective.clips.condition_frames(_indices(), size) * 2 - 1
     y_e = trainer.objective.condition(_indices()).float()
-    made = [cascade.run_decoder(trainer.network, trainer.config, cascade.Noise(k, range(COUNT), "decoder", trainer.device), y_e)
-            for k in range(7)]
+    noises = [cascade.Noise(k, range(COUNT), "decoder", trainer.device) for k in range(7)]
+    made = [cascade.run_decoder(trainer.network, trainer.config, noise, y_e) for noise in noises]
     return _sheet(torch.stack([given, *made], dim=2))
 
 
@@ -107,7 +107,8 @@ def preview_interpolation(trainer):
     data = trainer.config.data
     keys = trainer.objective.clips.clips(_indices(), data.fps, 4, data.sizes[0])[0] * 2 - 1
     y_e = trainer.objective.condition(_indices()).float()
-    made = cascade.run_interpolation(trainer.network, trainer.config, _noise(trainer), keys, y_e, data.fps, data.frame_skip)
+    made = cascade.run_interpolation(trainer.network, trainer.config, _noise(trainer), keys, y_e, data.fps,
+                                     data.frame_skip)
     return _sheet(made, columns=made.shape[2])
 
 
@@ -144,12 +145,14 @@ def preview_video_features(trainer):
     """Probability of every pair (column) for one clip of every pair (row)."""
     clips, data = trainer.objective.clips, trainer.config.data
     indices = range(FIRST_INDEX, FIRST_INDEX + 1024)
-    first = {tuple(pair): index for index, pair in zip(indices, clips.labels(indices).sort(dim=1).values.tolist())}
+    labels = clips.labels(indices).sort(dim=1).values.tolist()
+    first = {tuple(pair): index for index, pair in zip(indices, labels)}
     frames, _ = clips.clips([first[pair] for pair in PAIRS if pair in first], data.fps, data.num_frames, 64)
     return _similarity(trainer.network(frames)[0].softmax(dim=-1) * 2 - 1)
 
 
-PREVIEWS = {"clip": preview_clip, "prior": preview_prior, "decoder": preview_decoder, "decoder_t": preview_decoder_t,
-            "interpolation": preview_interpolation, "sr_l": preview_super_resolution,
-            "sr_l_t": preview_super_resolution, "sr_h": preview_super_resolution, "judge": preview_judge,
-            "tracker": preview_tracker, "video_features": preview_video_features}
+PREVIEWS = {"clip": preview_clip, "prior": preview_prior, "decoder": preview_decoder,
+            "decoder_t": preview_decoder_t, "interpolation": preview_interpolation,
+            "sr_l": preview_super_resolution, "sr_l_t": preview_super_resolution,
+            "sr_h": preview_super_resolution, "judge": preview_judge, "tracker": preview_tracker,
+            "video_features": preview_video_features}

@@ -25,8 +25,9 @@ class TransformerBlock(nn.Module):
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x, mask):                              # b n w, n n with -inf where attention is forbidden
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+    def forward(self, x, mask):                              # b n w, n n with -inf where it may not attend
+        qkv = self.qkv(self.norm1(x))
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = x + self.project(rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
 
@@ -62,7 +63,8 @@ class Prior(nn.Module):
         if drop is not None:
             words = torch.where(drop[:, None, None], self.null_tokens.to(words.dtype), words)
             text = torch.where(drop[:, None], self.null_text.to(text.dtype), text)
-        singles = [text, self.time_in(t).to(text.dtype), self.image_in(x), self.query.expand(len(x), -1).to(text.dtype)]
+        singles = [text, self.time_in(t).to(text.dtype), self.image_in(x),
+                   self.query.expand(len(x), -1).to(text.dtype)]
         sequence = torch.cat([words, torch.stack(singles, dim=1)], dim=1)            # b n+4 w
         sequence = sequence + self.position.to(sequence.dtype)
         for block in self.blocks:

@@ -50,8 +50,8 @@ def train_stage(config, run, *, weights, init_from=None, resume=False, reference
     if trainer.rank == 0:
         exported = trainer.export()
         peak = read_record(exported, config.stage)["provenance"].get("peak_gib")
-        print(f"{config.stage}: {trainer.seconds:.0f} s of training{f', {peak} GiB at most' if peak else ''}; weights in "
-              f"{exported}")
+        memory = f", {peak} GiB at most" if peak else ""
+        print(f"{config.stage}: {trainer.seconds:.0f} s of training{memory}; weights in {exported}")
         save_preview(trainer, Path(run) / "samples" / "last.png")
         plot_loss(run, reference)
     wait_for_ranks()

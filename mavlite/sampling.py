@@ -76,7 +76,8 @@ def time_steps(num_inference_steps, device=None):
 
 
 def sample(
-    denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0
+    denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None,
+    start_time=1.0
 ):
     """Walk from noise to data with one of SAMPLERS.
 
@@ -89,7 +90,7 @@ def sample(
         draw_noise: draw_noise() -> fresh standard normal noise of x's shape, dtype and device. Needed by
             "ddpm", which calls it once a step but the last; ignored by the others.
         callback: callback(step_index, x_t, x_0), called in every step before x_t is left.
-        start_time: within (0, 1]. Below 1 the walk starts part-way, from x = add_noise(data, noise, start_time):
+        start_time: in (0, 1]. Below 1 the walk starts part-way, from x = add_noise(data, noise, start_time):
             the result keeps to the data, the more the earlier it starts (SDEdit, Meng et al. 2021).
 
     Returns:
@@ -187,7 +188,7 @@ def _schedule(diffusion, num_inference_steps, start_time):
 
     A truncated schedule (log_snr_min) starts at its own last time instead of at 1.
     """
-    times = time_steps(num_inference_steps) * min(start_time, diffusion.max_time)        # (n + 1,), float64, CPU
+    times = time_steps(num_inference_steps) * min(start_time, diffusion.max_time)    # (n + 1,), float64, CPU
     alpha, sigma = diffusion.alpha_sigma(times)
     return times.tolist(), alpha.tolist(), sigma.tolist()
 

@@ -15,8 +15,8 @@ class Session:
     count: videos in the batch; same=True gives them all the same noise. The rest: see `MakeAVideo.__call__`.
     """
 
-    def __init__(self, pipe, count, *, fps=None, steps=None, guidance_scale=None, sampler=None, seed=0, index=0,
-                 shared_noise=True, progress=False, same=False):
+    def __init__(self, pipe, count, *, fps=None, steps=None, guidance_scale=None, sampler=None, seed=0,
+                 index=0, shared_noise=True, progress=False, same=False):
         self.pipe, self.fps, self.shared_noise = pipe, pipe._checked_fps(fps), shared_noise
         self.settings = pipe._settings(steps, guidance_scale, sampler)
         self.seed, self.indices = seed, [index] * count if same else range(index, index + count)
@@ -37,7 +37,8 @@ class Session:
 
     def video(self, frames, fps, prompts=()):
         """Finished frames in [-1, 1] as a `Video` on the CPU, with everything that was kept on the way."""
-        stages = {name: (x if name.endswith("embeds") else to_unit(x)).float().cpu() for name, x in self.kept.items()}
+        stages = {name: (x if name.endswith("embeds") else to_unit(x)).float().cpu()
+                  for name, x in self.kept.items()}
         return Video(to_unit(frames).float().cpu(), fps, stages, self.clock.seconds, list(prompts))
 
 
@@ -53,7 +54,7 @@ class Clock:
         self.device, self.progress, self.seconds, self.bar = device, progress, {}, None
 
     def __call__(self, name):
-        if self.bar is None:                                 # not before the first stage: what is refused shows no bar
+        if self.bar is None:                                 # not sooner: what is refused shows no bar
             self.bar = tqdm(disable=not self.progress, unit="stage",
                             bar_format="{desc:14s} {n} stages done [{elapsed}]")
         self.name = name

@@ -1,4 +1,4 @@
-"""The stages of eq. 1 as a table: what each maps, what it is trained on, where its weights start, what it reads.
+"""The stages of eq. 1 as a table: what each maps, is trained on, starts from and reads.
 
     y_t = SR_h o SR_l^t o upF o D^t o P o (x_hat, C_x(x))                                        (eq. 1)
 
@@ -23,7 +23,7 @@ from mavlite.unet import UNet
 class Stage:
     symbol: str                              # in the paper's eq. 1
     maps: str
-    trained_on: str                          # "text-frame pairs", "single frames", "unlabelled clips", "labelled clips"
+    trained_on: str                          # text-frame pairs, single frames, unlabelled or labelled clips
     starts_from: str | None = None           # the stage whose network is inflated
     uses_clip: bool = False                  # conditions on C's embeddings
     temporal: bool = False                   # sees whole clips; a U-Net then has pseudo-3D layers
@@ -37,15 +37,18 @@ STAGES = {
     "decoder": Stage("D", "image embedding -> one frame", "single frames", uses_clip=True),
     "decoder_t": Stage("D^t", "image embedding, fps -> key frames", "unlabelled clips", "decoder",
                        uses_clip=True, temporal=True, scalars=("fps",)),
-    "interpolation": Stage("upF", "known frames, embedding, fps, skip -> all frames", "unlabelled clips", "decoder_t",
-                           uses_clip=True, temporal=True, scalars=("fps", "frame_skip")),
-    "sr_l": Stage("SR_l", "small frame -> middle frame", "single frames", scalars=("noise_level",), size=(1, 0)),
+    "interpolation": Stage("upF", "known frames, embedding, fps, skip -> all frames", "unlabelled clips",
+                           "decoder_t", uses_clip=True, temporal=True, scalars=("fps", "frame_skip")),
+    "sr_l": Stage("SR_l", "small frame -> middle frame", "single frames",
+                  scalars=("noise_level",), size=(1, 0)),
     "sr_l_t": Stage("SR_l^t", "small frames -> middle frames, together", "unlabelled clips", "sr_l",
                     temporal=True, scalars=("noise_level",), size=(1, 0)),
-    "sr_h": Stage("SR_h", "middle frame -> large frame", "single frames", scalars=("noise_level",), size=(2, 1)),
+    "sr_h": Stage("SR_h", "middle frame -> large frame", "single frames",
+                  scalars=("noise_level",), size=(2, 1)),
     "judge": Stage("-", "frame -> which of 55 pairs of digits", "text-frame pairs"),
     "tracker": Stage("-", "clip -> centres of both digits", "labelled clips", temporal=True),
-    "video_features": Stage("-", "clip -> features of its digits, rate and directions", "labelled clips", temporal=True),
+    "video_features": Stage("-", "clip -> features of its digits, rate and directions", "labelled clips",
+                            temporal=True),
 }
 MEASURING = ("judge", "tracker", "video_features")
 CASCADE = tuple(name for name in STAGES if name not in MEASURING)
@@ -57,7 +60,8 @@ def build_network(config: Config, clip: Clip | None = None):
     if config.stage == "clip":
         return Clip(config.clip)
     if config.stage in MEASURING:
-        return {"judge": Judge, "tracker": Tracker, "video_features": VideoFeatures}[config.stage](config.model)
+        networks = {"judge": Judge, "tracker": Tracker, "video_features": VideoFeatures}
+        return networks[config.stage](config.model)
     if config.stage == "prior":
         return Prior(config.model, embed_dim=clip.embed_dim, token_dim=clip.token_dim,
                      context_length=clip.context_length)
@@ -70,8 +74,9 @@ def build_network(config: Config, clip: Clip | None = None):
                    temporal=stage.temporal, learned_variance=config.diffusion.loss == "hybrid")
     size = data.sizes[stage.size[0]]
     if size % network.multiple:
-        raise MavliteError(f"stage {config.stage}: frames of {size} px do not fit, a multiple of {network.multiple} is "
-                           "needed; change data.sizes, model.patch_size or model.channels")
+        raise MavliteError(f"stage {config.stage}: frames of {size} px do not fit, "
+                           f"a multiple of {network.multiple} is needed; "
+                           "change data.sizes, model.patch_size or model.channels")
     return network
 
 
@@ -79,8 +84,8 @@ def read_config(weights, stage):
     """The Config that a stage's weights were trained with."""
     folder = Path(weights) / stage
     if not folder.is_dir():
-        raise MavliteError(f"{folder}: there are no weights of stage {stage!r}; train it, or name a folder that has "
-                           "them with --weights")
+        raise MavliteError(f"{folder}: there are no weights of stage {stage!r}; train it, "
+                           "or name a folder that has them with --weights")
     try:
         return Config.from_dict(read_record(folder, stage)["config"])
     except MavliteError as error:
@@ -103,11 +108,12 @@ def load_clip(weights, config: Config, device="cpu"):
         return Clip(config.clip).to(device).eval().requires_grad_(False)
     clip, trained, _ = load_network(weights, "clip", device=device)
     if trained.clip != config.clip:
-        raise MavliteError(f"{Path(weights) / 'clip'}: was trained as {trained.clip}, the configuration asks for "
-                           f"{config.clip}; use the same clip section for all stages")
+        raise MavliteError(f"{Path(weights) / 'clip'}: was trained as {trained.clip}, the configuration "
+                           f"asks for {config.clip}; use the same clip section for all stages")
     return clip
 
 
 def available(weights=SHIPPED):
     """The records of the stages that a folder holds, in eq. 1's order."""
-    return {name: read_record(Path(weights) / name, name) for name in STAGES if (Path(weights) / name).is_dir()}
+    folder = Path(weights)
+    return {name: read_record(folder / name, name) for name in STAGES if (folder / name).is_dir()}

@@ -50,7 +50,9 @@ class UNet(nn.Module):
             return nn.ModuleList(ResBlock(width, emb, over_frames) for _ in range(config.blocks))
 
         def attention(level):
-            return PseudoAttention3d(c[level], config.head_dim, attend_frames) if level in config.attention else None
+            if level not in config.attention:
+                return None
+            return PseudoAttention3d(c[level], config.head_dim, attend_frames)
 
         self.time_embedding = ScalarEmbedding(emb)
         self.scalar_embeddings = nn.ModuleDict(
@@ -107,7 +109,8 @@ class UNet(nn.Module):
         context = {}
         if self.embed is not None:
             if drop is not None:
-                image_embeds = torch.where(drop[:, None], self.null_embed.to(image_embeds.dtype), image_embeds)
+                null_embed = self.null_embed.to(image_embeds.dtype)
+                image_embeds = torch.where(drop[:, None], null_embed, image_embeds)
             emb = emb + self.embed(image_embeds)
             context = {int(width): project(image_embeds).unflatten(1, (self.context_tokens, -1))
                        for width, project in self.to_context.items()}                # b n c
@@ -141,7 +144,8 @@ class UNet(nn.Module):
 
     def _from_patches(self, x):
         x, f = fold(x)
-        return unfold(rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=self.patch_size, q=self.patch_size), f)
+        p = self.patch_size
+        return unfold(rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p), f)
 
 
 @torch.no_grad()

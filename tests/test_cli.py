@@ -92,8 +92,9 @@ def test_options_reach_the_pipeline(pipe, monkeypatch, tmp_path):
     recorder = Recorder()
     run("generate", "two and 4", "--out", tmp_path / "x.png", "--fps", 12, "--num-frames", 5, "--steps", 7,
         "--seed", 9, "--guidance-scale", 2.5, "--sampler", "ddim", "--independent-noise")
-    assert calls == [{"fps": 12.0, "num_frames": 5, "frame_skip": None, "steps": 7, "seed": 9, "guidance_scale": 2.5,
-                      "sampler": "ddim", "shared_noise": False, "index": 0, "progress": True}]
+    assert calls == [{"fps": 12.0, "num_frames": 5, "frame_skip": None, "steps": 7, "seed": 9,
+                      "guidance_scale": 2.5, "sampler": "ddim", "shared_noise": False, "index": 0,
+                      "progress": True}]
 
 
 @pytest.mark.parametrize("arguments, word", [
@@ -162,14 +163,17 @@ def given(tmp_path):
 
 
 @pytest.mark.parametrize("command, frames", [
-    (["animate", "digit.png", "--position", "last"], 22), (["animate", "digit.png", "--prompt", "two and 4"], 22),
-    (["interpolate", "digit.png", "other.png", "--num-frames", "7"], 7), (["vary", "clip.gif", "--strength", "0.5"], 22),
+    (["animate", "digit.png", "--position", "last"], 22),
+    (["animate", "digit.png", "--prompt", "two and 4"], 22),
+    (["interpolate", "digit.png", "other.png", "--num-frames", "7"], 7),
+    (["vary", "clip.gif", "--strength", "0.5"], 22),
     (["extend", "clip.npy", "--num-frames", "40"], 40)])
 def test_applications_write_videos(given, loaded, monkeypatch, command, frames):
     monkeypatch.chdir(given)
     assert run(*command, "--out", "made.npy", "made.gif", "--stages-out", "stages") == 0
     assert np.load("made.npy").shape == (frames, 32, 32, 1)
-    assert {"decoder_t.png", "interpolation.gif", "sr_h.png"} <= {path.name for path in Path("stages").iterdir()}
+    stages = {path.name for path in Path("stages").iterdir()}
+    assert {"decoder_t.png", "interpolation.gif", "sr_h.png"} <= stages
 
 
 def test_a_morph_is_a_video_for_each_step(given, loaded, monkeypatch):
@@ -181,8 +185,8 @@ def test_a_morph_is_a_video_for_each_step(given, loaded, monkeypatch):
 @pytest.mark.parametrize("command, said", [
     (["animate", "none.png"], "none.png"), (["interpolate", "digit.png", "none.png"], "none.png"),
     (["vary", "digit.txt"], "digit.txt"), (["vary", "clip.gif", "--strength", "2"], "strength"),
-    (["extend", "clip.npy", "--num-frames", "3"], "num_frames"), (["morph", "two and 4", "two and cat"], "cat"),
-    (["animate", "digit.png", "--fps", "99"], "fps")])
+    (["extend", "clip.npy", "--num-frames", "3"], "num_frames"),
+    (["morph", "two and 4", "two and cat"], "cat"), (["animate", "digit.png", "--fps", "99"], "fps")])
 def test_applications_refuse_in_one_line(given, loaded, monkeypatch, capsys, command, said):
     monkeypatch.chdir(given)
     Path("digit.txt").write_text("no picture")

@@ -1,4 +1,4 @@
-"""Fréchet distances against closed forms and another way to the same number; corruptions do what they say."""
+"""Fréchet distances against closed forms and another way to the same number; corruptions do as they say."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_the_distance_of_diagonal_normals_is_the_closed_form(mean_b, deviation_b
 
 
 def test_one_feature_is_enough():
-    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[10.0], [16.0]])              # deviations sqrt 2, sqrt 18
+    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[10.0], [16.0]])              # variances 2 and 18
     assert frechet_distance(a, b) == pytest.approx(144 + 8, abs=1e-9)
 
 
@@ -66,7 +66,8 @@ def test_the_distance_agrees_with_scipys_square_root():
 
 def test_the_distance_is_symmetric_and_zero_for_equal_sets():
     a, b = correlated_features(40, 8, 0), correlated_features(60, 8, 5)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9) and frechet_distance(a, b) > 1
+    distance = frechet_distance(a, b)
+    assert distance == pytest.approx(frechet_distance(b, a), rel=1e-9) and distance > 1
     assert 0 <= frechet_distance(a, a) < 1e-6 and 0 <= frechet_distance(a, a.flip(0)) < 1e-6
     few = torch.randn(5, 16)                                 # fewer rows than features
     assert 0 <= frechet_distance(few, few) < 1e-5
@@ -121,7 +122,8 @@ def test_jitter_moves_every_frame_by_whole_pixels_up_to_three_of_64(size, reach)
     clips = torch.zeros(12, 2, 10, size, size)
     clips[:, :, :, size // 2, size // 4] = 0.7
     moved = CORRUPTIONS["jitter"](clips, seed(0))
-    assert torch.equal(moved[:, 0], moved[:, 1]) and (moved.flatten(3).sum(dim=3) == clips[0, 0, 0].sum()).all()
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert (moved.flatten(3).sum(dim=3) == clips[0, 0, 0].sum()).all()
     where = (moved[:, 0] > 0).nonzero()                                              # b f y x
     offsets = where[:, 2:] - torch.tensor([size // 2, size // 4])
     for axis in range(2):
@@ -143,7 +145,8 @@ def test_blur_spreads_a_point_over_its_frame_only(size, sigma):
     clips[0, 0, 1, 15, 14] = 1
     blurred = CORRUPTIONS["blur"](clips, seed(0))
     spot = blurred[0, 0, 1]
-    assert blurred.sum().item() == pytest.approx(1, abs=1e-5) and spot.sum().item() == pytest.approx(1, abs=1e-5)
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-5)
+    assert spot.sum().item() == pytest.approx(1, abs=1e-5)
     pixel = torch.arange(size)
     for light, centre in ((spot.sum(dim=1), 15), (spot.sum(dim=0), 14)):
         assert (light * (pixel - centre)).sum().abs() < 1e-4

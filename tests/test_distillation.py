@@ -30,7 +30,7 @@ def test_a_perfect_student_ends_where_its_teacher_does(steps):
     x = torch.randn(50, 2, 3, dtype=torch.float64)
     expected = ddim(teacher, x, diffusion, 2 * steps)
     assert torch.allclose(ddim(student, x, diffusion, steps), expected, atol=1e-10)
-    assert (ddim(teacher, x, diffusion, steps) - expected).abs().max() > 1e-3        # or there were nothing to learn
+    assert (ddim(teacher, x, diffusion, steps) - expected).abs().max() > 1e-3        # else nothing to learn
 
 
 def test_students_are_asked_at_the_times_of_their_walk():
@@ -65,7 +65,8 @@ STUDENT = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0",
 @pytest.fixture
 def student(smoke_config, smoke_weights, tmp_path):
     def make(stage, *overrides):
-        config = smoke_config(stage, [*STUDENT, f"distill.teacher={smoke_weights}", "train.precision=fp32", *overrides])
+        config = smoke_config(stage, [*STUDENT, f"distill.teacher={smoke_weights}", "train.precision=fp32",
+                                      *overrides])
         return Trainer(config, tmp_path / "run", weights=smoke_weights, device="cpu")
     return make
 
@@ -77,18 +78,21 @@ def test_every_diffusion_stage_can_be_distilled(student, smoke_weights, stage):
     assert all(torch.equal(p, teacher.state_dict()[name]) for name, p in it.network.state_dict().items())
     reports = list(it.steps())
     assert all(report["loss"] > 0 for report in reports) and reports[-1]["step"] == it.train.steps
-    assert all(torch.equal(p, teacher.state_dict()[name]) for name, p in it.objective.teacher.state_dict().items())
+    assert all(torch.equal(p, teacher.state_dict()[name])
+               for name, p in it.objective.teacher.state_dict().items())
 
 
 def test_a_student_comes_closer_to_its_teacher(student):
-    it = student("decoder", "train.steps=60", "train.batch_size=32", "data.num_clips=8", "train.warmup_steps=5")
+    it = student("decoder", "train.steps=60", "train.batch_size=32", "data.num_clips=8",
+                 "train.warmup_steps=5")
     losses = [report["loss"] for report in it.steps()]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:5]) * 2
 
 
 @pytest.mark.parametrize("stage, overrides, said", [
     ("judge", [], "distill.teacher"), ("decoder", ["sample.sampler=dpmpp_2m"], "sample.sampler"),
-    ("decoder", ["sample.guidance_scale=3.0"], "guidance_scale"), ("decoder", ["diffusion.loss=hybrid"], "learned variance")])
+    ("decoder", ["sample.guidance_scale=3.0"], "guidance_scale"),
+    ("decoder", ["diffusion.loss=hybrid"], "learned variance")])
 def test_what_cannot_be_distilled_is_refused(smoke_config, stage, overrides, said):
     with pytest.raises(MavliteError, match=said):
         smoke_config(stage, [*STUDENT, "distill.teacher=anywhere", *overrides])

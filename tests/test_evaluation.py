@@ -1,4 +1,4 @@
-"""The networks that measure, and the report: it holds every score, finite, between its ceiling and floor's names."""
+"""The networks that measure, and the report: it holds every score, finite, with ceiling and floor."""
 
 import json
 import math
@@ -20,11 +20,11 @@ from mavlite.objectives import either_order
 from mavlite.prompts import PAIRS, pair_index, parse_prompt
 from mavlite.stages import STAGES, build_network
 
-
 # --- what is known about clips -----------------------------------------------------------------------------
 
 def white_squares(count=20):
-    return Digits(torch.full((count, 28, 28), 255, dtype=torch.uint8), torch.arange(count) % 10, "squares", "test")
+    images = torch.full((count, 28, 28), 255, dtype=torch.uint8)
+    return Digits(images, torch.arange(count) % 10, "squares", "test")
 
 
 def test_centres_are_where_the_digits_are_drawn():
@@ -97,7 +97,8 @@ def test_the_order_of_digits_is_free_but_the_same_in_a_whole_clip():
 def test_wilson_interval():
     low, high = interval(0.5, 100)
     assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
-    assert all(interval(share, n)[0] <= share <= interval(share, n)[1] for share in (0.0, 1.0) for n in range(1, 60))
+    assert all(interval(share, n)[0] <= share <= interval(share, n)[1]
+               for share in (0.0, 1.0) for n in range(1, 60))
     assert interval(1.0, 20)[1] == pytest.approx(1.0) and interval(1.0, 20)[0] < 0.9
 
 
@@ -137,15 +138,16 @@ def test_generated_clips_are_those_of_their_prompts(evaluation):
     assert [parse_prompt(prompt) for prompt in made.prompts] == [PAIRS[pair] for pair in made.pairs.tolist()]
     whole = evaluation.pipe(made.prompts, seed=0).stages
     for stage, frames in made.frames.items():
-        expected = {"decoder_t": whole[stage], "interpolation": whole[stage][:, :, 1::3]}.get(stage, whole[stage][:, :, ::3])
+        start, step = {"decoder_t": (0, 1), "interpolation": (1, 3)}.get(stage, (0, 3))
+        expected = whole[stage][:, :, start::step]
         assert torch.allclose(frames, expected, atol=2e-2)   # batches of 2 + 1 against 3: rounding in bf16
 
 
 def test_the_report_holds_every_part(evaluation, capsys):
     report = json.loads(json.dumps(evaluation.run()))        # plain numbers only
     assert {row["section"] for row in report["scores"]} == {
-        "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-FVD", "motion", "frames between", "super-resolution",
-        "flicker", "cost"}
+        "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-FVD", "motion", "frames between",
+        "super-resolution", "flicker", "cost"}
     for row in report["scores"]:
         assert math.isfinite(row["value"]) and row["n"] >= 1 and row["unit"], row
         if row["interval"]:
@@ -159,7 +161,8 @@ def test_the_report_holds_every_part(evaluation, capsys):
 def test_evaluate_writes_a_report_with_plots(smoke_weights, tmp_path, monkeypatch):
     monkeypatch.setattr("mavlite.evaluation.report.QUICK", Sizes(2, 2, 2, 1))
     out, weights = tmp_path / "new" / "report.json", shutil.copytree(smoke_weights, tmp_path / "weights")
-    assert main(["evaluate", "--quick", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--record"]) == 0
+    assert main(["evaluate", "--quick", "--weights", str(weights), "--out", str(out), "--device", "cpu",
+                 "--record"]) == 0
     assert all(read_record(weights / stage, stage)["scores"] for stage in STAGES)
     assert main(["info", "--weights", str(weights)]) == 0
     assert json.loads(out.read_text())["digits"] == "glyphs"

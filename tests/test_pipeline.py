@@ -197,7 +197,8 @@ def test_networks_are_frozen_in_eval_mode(pipe):
 
 @pytest.mark.parametrize("options, word", [
     ({"fps": 0}, "fps"), ({"fps": -1}, "fps"), ({"fps": 31}, "fps"), ({"fps": float("nan")}, "fps"),
-    ({"num_frames": 0}, "num_frames"), ({"num_frames": -3}, "num_frames"), ({"num_frames": 10_001}, "num_frames"),
+    ({"num_frames": 0}, "num_frames"), ({"num_frames": -3}, "num_frames"),
+    ({"num_frames": 10_001}, "num_frames"),
     ({"frame_skip": 0}, "frame_skip"), ({"frame_skip": 5}, "frame_skip"),
     ({"steps": 0}, "steps"), ({"sampler": "euler"}, "sampler"), ({"guidance_scale": -1}, "guidance")])
 def test_what_was_not_trained_is_refused(pipe, options, word):

@@ -20,7 +20,8 @@ def clip():
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_ships_with_provenance(stage):
     record = read_record(SHIPPED / stage, stage)
-    assert record["provenance"].keys() >= {"steps", "seconds", "hardware", "seed", "commit", "digits", "started_from"}
+    assert record["provenance"].keys() >= {
+        "steps", "seconds", "hardware", "seed", "commit", "digits", "started_from"}
     assert record["provenance"]["digits"] == "mnist"
 
 
@@ -30,7 +31,8 @@ def test_weights_stay_within_their_limits():
     assert sum((SHIPPED / stage / "model.safetensors").stat().st_size for stage in MEASURING) <= 4 * MIB
 
 
-@pytest.mark.parametrize("source, target", [("decoder", "decoder_t"), ("decoder_t", "interpolation"), ("sr_l", "sr_l_t")])
+@pytest.mark.parametrize("source, target", [
+    ("decoder", "decoder_t"), ("decoder_t", "interpolation"), ("sr_l", "sr_l_t")])
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @torch.no_grad()
 def test_inflation_of_the_trained_network_is_the_identity(clip, source, target, dtype, bound):
@@ -52,9 +54,9 @@ def test_inflation_of_the_trained_network_is_the_identity(clip, source, target, 
         for name in STAGES[target].scalars:
             (conditions if name in STAGES[source].scalars else new)[name] = torch.tensor([1.5], dtype=dtype)
         out = video(x, t, **conditions, **new)
-        if trained.conv_in.temporal is None:                 # the image network, on frames folded into the batch
-            folded = {k: rearrange(v, "b c f h w -> (b f) c h w") if v.ndim == 5 else v.repeat_interleave(f, dim=0)
-                      for k, v in conditions.items()}
+        if trained.conv_in.temporal is None:                 # the image network, frame by frame
+            folded = {k: rearrange(v, "b c f h w -> (b f) c h w") if v.ndim == 5
+                      else v.repeat_interleave(f, dim=0) for k, v in conditions.items()}
             expected = trained(rearrange(x, "b c f h w -> (b f) c h w"), t.repeat(f), **folded)
             expected = rearrange(expected, "(b f) c h w -> b c f h w", f=f)
         else:

@@ -330,7 +330,8 @@ def test_time_can_be_seen_by_some_layers_only(randomise, layers):
 
 
 def test_random_temporal_layers_do_not_start_as_the_identity(image):
-    random = inflate(image, network(dataclasses.replace(CONFIG, temporal_init="random"), temporal=True)).double()
+    config = dataclasses.replace(CONFIG, temporal_init="random")
+    random = inflate(image, network(config, temporal=True)).double()
     x, conditions = clip(4)
     with torch.no_grad():
         assert error(random(x, **conditions), frame_by_frame(image.double(), x, **conditions)) > 0.05

@@ -25,7 +25,8 @@ def score(judge, frames, pairs):
     found = pooled(log_p)
     clip = (found == pairs).float().mean().item()
     return {"clip": clip, "frame": (log_p.argmax(dim=-1) == pairs[:, None]).float().mean().item(),
-            "clips": len(pairs), "interval": interval(clip, len(pairs)), "found": found, "log_probabilities": log_p}
+            "clips": len(pairs), "interval": interval(clip, len(pairs)),
+            "found": found, "log_probabilities": log_p}
 
 
 def digit_confusion(wanted, found):
@@ -49,7 +50,7 @@ def digit_confusion(wanted, found):
 
 
 def accuracy_by_pair(wanted, found):
-    """Share of clips judged right for each pair of digits: (10, 10), symmetric, NaN where none was asked for."""
+    """Share of clips judged right for each pair of digits: (10, 10), symmetric, NaN where none was asked."""
     right, asked = torch.zeros(10, 10), torch.zeros(10, 10)
     first, second = torch.tensor(PAIRS)[wanted].unbind(dim=1)
     ones = torch.ones(len(wanted))

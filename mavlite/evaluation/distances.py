@@ -18,13 +18,14 @@ from mavlite.layers import fold, unfold
 JITTER = 3                                   # px, the largest offset of a frame
 BLUR = 1.5                                   # px, standard deviation
 
-BATCH = 256                                  # clips corrupted at a time, to spare the memory of a second test set
+BATCH = 256                                  # clips corrupted at a time: no memory for a second test set
 
 
 def _moments(features):
     """Mean (d,) and covariance (d, d) of features (n, d), in float64."""
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"a covariance needs features (n, d) of at least 2 rows, not {tuple(features.shape)}")
+        raise ValueError("a covariance needs features (n, d) of at least 2 rows, "
+                         f"not {tuple(features.shape)}")
     if not features.isfinite().all():
         raise ValueError("features hold NaN or infinity")
     mean = features.double().mean(dim=0)
@@ -50,7 +51,7 @@ def frechet_distance(a, b):
     return distance.clamp(min=0).item()
 
 
-# ---------------------------------------------------------------- corruptions: clips (b, c, f, h, w) in [0, 1]
+# ---------------------------------------------------------------- corruptions: clips b c f h w in [0, 1]
 
 def freeze(clips, generator):
     """The first frame throughout: every frame real, no motion."""

@@ -26,7 +26,7 @@ def psnr(a, b):
 
 
 def ssim(a, b):
-    """Structural similarity (b,) (Wang et al. 2004, Gaussian window of 1.5 px), averaged over a clip's frames.
+    """Structural similarity (b,) (Wang et al. 2004, Gaussian window of 1.5 px), mean over a clip's frames.
 
     Where both frames are black it is 1, so Moving MNIST lifts it: read it beside a baseline's.
     """
@@ -63,7 +63,7 @@ def linear_blend(keys, skip):
 
 
 def nearest_frame(keys, skip):
-    """Frames between key frames by repeating the nearest one, halfway the earlier: shapes as `linear_blend`."""
+    """Frames between key frames by repeating the nearest, halfway the earlier: shapes as `linear_blend`."""
     t = torch.arange((keys.shape[2] - 1) * skip + 1, device=keys.device)
     return keys[:, :, (t + (skip - 1) // 2) // skip]
 

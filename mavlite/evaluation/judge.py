@@ -25,7 +25,8 @@ class Judge(nn.Module):
         w = config.width
         layers, width = [], 1
         for wider, stride in [(w, 2), (w, 1), (2 * w, 2), (2 * w, 1), (4 * w, 2), (4 * w, 1), (4 * w, 2)]:
-            layers += [nn.Conv2d(width, wider, 5 if width == 1 else 3, stride, padding=2 if width == 1 else 1, bias=False),
+            kernel = 5 if width == 1 else 3
+            layers += [nn.Conv2d(width, wider, kernel, stride, padding=kernel // 2, bias=False),
                        nn.GroupNorm(1, wider), nn.SiLU()]
             width = wider
         self.features = nn.Sequential(*layers)                                       # 64 px -> 4 x 4
@@ -51,8 +52,8 @@ def resize(frames, size):
 
 
 def pair_logits(single, double):
-    """Scores of "there is one" and "there are two" of each digit (b, 10) -> logits over the 55 pairs (b, 55)."""
-    first, second = torch.triu_indices(10, 10, device=single.device)                 # `prompts.PAIRS`, in order
+    """Scores of "there is one" and "there are two" of each digit (b, 10) -> logits of the pairs (b, 55)."""
+    first, second = torch.triu_indices(10, 10, device=single.device)                 # as `prompts.PAIRS`
     return torch.where(first == second, double[:, first], single[:, first] + single[:, second])
 
 
@@ -67,5 +68,5 @@ def judge_clips(judge, frames, batch=512):
 
 
 def pooled(log_probabilities):
-    """Evidence over a clip's frames: their log-probabilities added up, (b, f, 55) -> the most likely pair (b,)."""
+    """Evidence over a clip's frames: log-probabilities added up, (b, f, 55) -> the likeliest pair (b,)."""
     return log_probabilities.sum(dim=1).argmax(dim=-1)

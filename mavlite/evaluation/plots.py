@@ -1,4 +1,4 @@
-"""The pictures of a report: where digits are lost, what is confused with what, how motion follows the rate."""
+"""The pictures of a report: where digits are lost, which are confused, how motion follows the rate."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def save_plots(report, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, plot in (("accuracy", plot_accuracy), ("confusion", plot_confusion), ("distances", plot_distances),
-                       ("motion", plot_motion)):
+    for name, plot in (("accuracy", plot_accuracy), ("confusion", plot_confusion),
+                       ("distances", plot_distances), ("motion", plot_motion)):
         figure = plot(report)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
@@ -45,7 +45,8 @@ def plot_confusion(report):
     share = [[count / max(1.0, sum(row)) for count in row] for row in matrix]
     for axes, table, title in ((left, report["accuracy_by_pair"], "pair found (share of clips)"),
                                (right, share, "digit asked (row), found (column)")):
-        image = axes.imshow([[float("nan") if x is None else x for x in row] for row in table], vmin=0, vmax=1, cmap="gray")
+        filled = [[float("nan") if x is None else x for x in row] for row in table]
+        image = axes.imshow(filled, vmin=0, vmax=1, cmap="gray")
         axes.set(xticks=DIGITS, yticks=DIGITS, title=title)
         figure.colorbar(image, ax=axes, fraction=0.046)
     return figure
@@ -69,7 +70,8 @@ def plot_motion(report):
     """Median speed against the key-frame rate: 36 px/s is right at any rate."""
     figure, axes = plt.subplots(figsize=(5, 3))
     for which, marker in (("real", "o"), ("generated", "x")):
-        axes.plot([m["fps"] for m in report["motion"]], [m[which]["speed"] for m in report["motion"]], marker=marker, label=which)
+        axes.plot([m["fps"] for m in report["motion"]], [m[which]["speed"] for m in report["motion"]],
+                  marker=marker, label=which)
     axes.axhline(36, linestyle="--", color="0.5")
     axes.set(xscale="log", xlabel="key frames per second", ylabel="median speed, px/s", ylim=(0, 60))
     axes.legend()

@@ -77,34 +77,36 @@ class Evaluation:
                 report |= part() or {}
                 bar.update()
             bar.close()
-        return {"digits": self.real.source, "seed": self.seed, "sizes": vars(self.sizes), "device": self.pipe.device.type,
-                "torch": torch.__version__, "threads": torch.get_num_threads(),
-                "seconds": time.perf_counter() - started, "scores": self.scores, **report}
+        return {"digits": self.real.source, "seed": self.seed, "sizes": vars(self.sizes),
+                "device": self.pipe.device.type, "torch": torch.__version__,
+                "threads": torch.get_num_threads(), "seconds": time.perf_counter() - started,
+                "scores": self.scores, **report}
 
     # ------------------------------------------------------------ prompt accuracy
 
     def prompt_accuracy(self):
         """Each stage with perfect input, then in chain: where is accuracy lost?"""
         large, chance = self.data.sizes[-1], 1 / len(PAIRS)
-        truth = image_embeds(self.pipe, self.real.conditions())
+        pipe, made = self.pipe, self.made
+        truth = image_embeds(pipe, self.real.conditions())
         chain = [("real clips", "judge", self.real.frames(large), self.real.pairs),
-                 ("true embedding, D, one frame", "decoder", decode(self.pipe, "decoder", truth), self.real.pairs),
-                 ("true embedding, D^t", "decoder_t", decode(self.pipe, "decoder_t", truth), self.real.pairs),
-                 ("prompt, P, D^t", "prior", self.made.frames["decoder_t"], self.made.pairs),
-                 ("... upF, frames between", "interpolation", self.made.frames["interpolation"], self.made.pairs),
-                 ("... SR_l^t", "sr_l_t", self.made.frames["sr_l_t"], self.made.pairs),
-                 ("... SR_h: the whole cascade", "sr_h", self.made.frames["sr_h"], self.made.pairs)]
+                 ("true embedding, D, one frame", "decoder", decode(pipe, "decoder", truth), self.real.pairs),
+                 ("true embedding, D^t", "decoder_t", decode(pipe, "decoder_t", truth), self.real.pairs),
+                 ("prompt, P, D^t", "prior", made.frames["decoder_t"], made.pairs),
+                 ("... upF, frames between", "interpolation", made.frames["interpolation"], made.pairs),
+                 ("... SR_l^t", "sr_l_t", made.frames["sr_l_t"], made.pairs),
+                 ("... SR_h: the whole cascade", "sr_h", made.frames["sr_h"], made.pairs)]
         results = {name: (stage, score(self.judge, frames, pairs)) for name, stage, frames, pairs in chain}
         real = results["real clips"][1]
         for name, (stage, result) in results.items():
             ceiling = real["frame"] if "one frame" in name else real["clip"]
-            self.add("prompt accuracy", name, result["clip"], result["clips"], unit="clips", interval=result["interval"],
-                     ceiling=ceiling, floor=chance, stage=stage)
+            self.add("prompt accuracy", name, result["clip"], result["clips"], unit="clips", stage=stage,
+                     interval=result["interval"], ceiling=ceiling, floor=chance)
         whole = results["... SR_h: the whole cascade"][1]
-        self.add("prompt accuracy", "the whole cascade, frame by frame", whole["frame"], whole["clips"], unit="frames",
-                 ceiling=real["frame"], floor=chance)
-        by_pair = accuracy_by_pair(self.made.pairs, whole["found"])
-        return {"confusion": digit_confusion(self.made.pairs, whole["found"]).tolist(),
+        self.add("prompt accuracy", "the whole cascade, frame by frame", whole["frame"], whole["clips"],
+                 unit="frames", ceiling=real["frame"], floor=chance)
+        by_pair = accuracy_by_pair(made.pairs, whole["found"])
+        return {"confusion": digit_confusion(made.pairs, whole["found"]).tolist(),
                 "accuracy_by_pair": [[None if x != x else x for x in row] for row in by_pair.tolist()]}
 
     # ------------------------------------------------------------ CLIPSIM and the prior
@@ -127,15 +129,18 @@ class Evaluation:
 
         real = F.normalize(image_embeds(self.pipe, self.real.conditions()), dim=-1)
         made = F.normalize(self.made.image_embeds, dim=-1)
-        captions = F.normalize(text_embeds(self.pipe, [make_prompt(*pair, False, False) for pair in PAIRS]), dim=-1)
+        prompts = [make_prompt(*pair, False, False) for pair in PAIRS]
+        captions = F.normalize(text_embeds(self.pipe, prompts), dim=-1)
         same, cosine = self.made.pairs[:, None] == self.real.pairs, made @ real.T                    # n n
         within = (real @ real.T)[(self.real.pairs[:, None] == self.real.pairs).fill_diagonal_(False)]
-        self.add("prior", "cosine with real embeddings of the pair", cosine[same].mean().item(), int(same.sum()),
-                 unit="cosine", stage="prior", ceiling=within.mean().item() if len(within) else None, floor=cosine[~same].mean().item())
+        self.add("prior", "cosine with real embeddings of the pair", cosine[same].mean().item(),
+                 int(same.sum()), unit="cosine", stage="prior",
+                 ceiling=within.mean().item() if len(within) else None, floor=cosine[~same].mean().item())
         hit = ((made @ captions.T).argmax(dim=1) == self.made.pairs).float().mean().item()
         self.add("prior", "nearest of the 55 prompts is its own", hit, len(made), unit="share",
                  stage="prior", interval=interval(hit, len(made)),
-                 ceiling=((real @ captions.T).argmax(dim=1) == self.real.pairs).float().mean().item(), floor=1 / len(PAIRS))
+                 ceiling=((real @ captions.T).argmax(dim=1) == self.real.pairs).float().mean().item(),
+                 floor=1 / len(PAIRS))
 
     # ------------------------------------------------------------ distances
 
@@ -145,8 +150,8 @@ class Evaluation:
         real, other = self.real.frames(size), RealClips(self.data, n, start=n).frames(size)
 
         def of_frames(clips):
-            folded = rearrange(clips, "n c f h w -> (n f) c h w")
-            return torch.cat([self.judge.embed(part.to(self.pipe.device)).float().cpu() for part in folded.split(512)])
+            parts = rearrange(clips, "n c f h w -> (n f) c h w").split(512)
+            return torch.cat([self.judge.embed(part.to(self.pipe.device)).float().cpu() for part in parts])
 
         def of_clips(clips):
             return embed_clips(self.features, clips)
@@ -156,10 +161,11 @@ class Evaluation:
             if name == "MM-FID":                             # frames alone know nothing of time
                 table = {key: table[key] for key in ("real", "jitter", "blur")}
                 ranks[name] = min(table["jitter"], table["blur"]) > table["real"]
-            table["generated"] = distances.frechet_distance(features(real), features(self.made.frames["sr_h"]))
+            made = self.made.frames["sr_h"]
+            table["generated"] = distances.frechet_distance(features(real), features(made))
             mildest = min(value for key, value in table.items() if key not in ("real", "generated"))
-            self.add(name, "generated against real", table["generated"], n, unit="distance", ceiling=table["real"],
-                     floor=mildest, stage="video_features" if name == "MM-FVD" else "judge")
+            self.add(name, "generated against real", table["generated"], n, unit="distance", floor=mildest,
+                     ceiling=table["real"], stage="video_features" if name == "MM-FVD" else "judge")
             tables[name] = dict(sorted(table.items(), key=lambda item: item[1]))
         return {"distances": tables, "corruptions rank as worse": ranks}
 
@@ -171,7 +177,8 @@ class Evaluation:
         embeds = self.made.image_embeds[torch.arange(n) % len(self.made.image_embeds)]
         real = RealClips(self.data, n)
         for fps in MOTION_FPS:
-            clips = {"real": real.frames(self.data.sizes[0], fps), "generated": decode(self.pipe, "decoder_t", embeds, fps=fps)}
+            clips = {"real": real.frames(self.data.sizes[0], fps),
+                     "generated": decode(self.pipe, "decoder_t", embeds, fps=fps)}
             entry = {"fps": fps}
             for which, frames in clips.items():
                 centres = track(self.tracker, frames)
@@ -181,15 +188,16 @@ class Evaluation:
                     entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
             table.append(entry)
         for entry in table:
-            self.add("motion", f"tracker error on real clips at {entry['fps']} fps", entry["tracker error, px"], n, unit="px",
-                     stage="tracker")
-        for name, unit in (("speed_error", "share"), ("identity_switches", "clips"), ("straightness", "share"),
-                           ("reflection_error", "px"), ("still_share", "clips")):
+            self.add("motion", f"tracker error on real clips at {entry['fps']} fps",
+                     entry["tracker error, px"], n, unit="px", stage="tracker")
+        for name, unit in (("speed_error", "share"), ("identity_switches", "clips"),
+                           ("straightness", "share"), ("reflection_error", "px"), ("still_share", "clips")):
             for entry in table:
                 made, real = entry["generated"], entry["real"]
                 if made[f"{name}_count"] and (name == "speed_error" or entry["fps"] == self.data.fps):
-                    self.add("motion", f"{name.replace('_', ' ')} at {entry['fps']} fps", made[name], made[f"{name}_count"],
-                             unit=unit, ceiling=real[name] if real[f"{name}_count"] else None, stage="decoder_t")
+                    self.add("motion", f"{name.replace('_', ' ')} at {entry['fps']} fps", made[name],
+                             made[f"{name}_count"], unit=unit, stage="decoder_t",
+                             ceiling=real[name] if real[f"{name}_count"] else None)
         return {"motion": table}
 
     # ------------------------------------------------------------ interpolation
@@ -218,12 +226,13 @@ class Evaluation:
 
     def _fill(self, frames, known, embeds, skip):
         network, config, parts = self.pipe.networks["interpolation"], self.pipe.configs["interpolation"], []
-        with autocast(self.pipe.device, self.pipe.precision):
+        device = self.pipe.device
+        with autocast(device, self.pipe.precision):
             for start in range(0, len(frames), 16):
-                part, y_e = (x[start:start + 16].to(self.pipe.device) for x in (frames, embeds))
-                noise = cascade.Noise(self.seed, range(start, start + len(part)), "interpolation", self.pipe.device)
-                filled = cascade.fill_frames(network, config, noise, part[:, None] * 2 - 1, known.to(self.pipe.device), y_e,
-                                             self.data.fps, skip)
+                part, y_e = (x[start:start + 16].to(device) for x in (frames, embeds))
+                noise = cascade.Noise(self.seed, range(start, start + len(part)), "interpolation", device)
+                filled = cascade.fill_frames(network, config, noise, part[:, None] * 2 - 1, known.to(device),
+                                             y_e, self.data.fps, skip)
                 parts.append(to_unit(filled[:, 0]).float().cpu())
         return torch.cat(parts)
 
@@ -232,8 +241,8 @@ class Evaluation:
         made, true, *baselines = (x[:, :, hidden] for x in (made, true, *baselines))
         for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
             values = measure(made, true)
-            self.add("frames between", name, values.mean().item(), len(values), unit=unit, stage="interpolation",
-                     interval=fidelity.bootstrap(values),
+            self.add("frames between", name, values.mean().item(), len(values), unit=unit,
+                     stage="interpolation", interval=fidelity.bootstrap(values),
                      floor=max(measure(baseline, true).mean().item() for baseline in baselines))
 
     # ------------------------------------------------------------ super-resolution
@@ -246,21 +255,24 @@ class Evaluation:
         length = (keys - 1) * skip + 1
         full = real.frames(64, self.data.fps * skip, length)
         low, mid, high = (box_resize(full, size) for size in (small, middle, large))
-        filled = self._fill(low, torch.arange(length) % skip == 0, image_embeds(self.pipe, real.conditions()), skip)
+        embeds = image_embeds(self.pipe, real.conditions())
+        filled = self._fill(low, torch.arange(length) % skip == 0, embeds, skip)
         together, alone = self._enlarge("sr_l_t", low), self._enlarge("sr_l", low)
         shared, independent = self._enlarge("sr_h", mid, True), self._enlarge("sr_h", mid, False)
         for stage, name, made, given, true in (
                 ("sr_l_t", "SR_l^t, clean input", together, low, mid),
                 ("sr_l_t", "SR_l^t, upF's frames", self._enlarge("sr_l_t", filled), filled, mid),
-                ("sr_l", "SR_l, clean input", alone, low, mid), ("sr_h", "SR_h, clean input", shared, mid, high),
+                ("sr_l", "SR_l, clean input", alone, low, mid),
+                ("sr_h", "SR_h, clean input", shared, mid, high),
                 ("sr_h", "SR_h, SR_l^t's frames", self._enlarge("sr_h", together, True), together, high)):
             for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
                 values = measure(made, true)
                 self.add("super-resolution", name, values.mean().item(), n, unit=unit, stage=stage,
                          interval=fidelity.bootstrap(values),
                          floor=measure(fidelity.bicubic(given, true.shape[-1]), true).mean().item())
-        for stage, name, first, second, true in (("sr_l_t", "SR_l^t / SR_l frame by frame", together, alone, mid),
-                                                 ("sr_h", "SR_h shared / independent noise", shared, independent, high)):
+        for stage, name, first, second, true in (
+                ("sr_l_t", "SR_l^t / SR_l frame by frame", together, alone, mid),
+                ("sr_h", "SR_h shared / independent noise", shared, independent, high)):
             a, b = fidelity.flicker(first, true), fidelity.flicker(second, true)
             self.add("flicker", name, (a.mean() / b.mean()).item(), n, unit="ratio", stage=stage,
                      interval=fidelity.bootstrap(a, b))
@@ -302,23 +314,25 @@ def print_table(report):
         if row["section"] != section:
             section = row["section"]
             print(section)
-        ceiling, floor = (f"{row[key]:8.3f}" if row[key] is not None else " " * 8 for key in ("ceiling", "floor"))
+        ceiling, floor = (" " * 8 if row[key] is None else f"{row[key]:8.3f}" for key in ("ceiling", "floor"))
         between = "{:7.3f} ... {:.3f}".format(*row["interval"]) if row["interval"] else ""
-        print(f"  {row['score']:40s} {row['value']:8.3f} {between:>17s} {ceiling} {floor} {row['n']:6d}  {row['unit']}")
+        print(f"  {row['score']:40s} {row['value']:8.3f} {between:>17s} {ceiling} {floor} "
+              f"{row['n']:6d}  {row['unit']}")
 
 
 def markdown(report):
     """The same table for a README."""
     def cell(row, key):
         return "" if row[key] is None else f"{row[key]:.3f}"
-    lines = ["| part | score | value | 95 % interval | ceiling | floor | n | unit |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| part | score | value | 95 % interval | ceiling | floor | n | unit |",
+             "|---|---|---|---|---|---|---|---|"]
     for row in report["scores"]:
         between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
-        lines.append(f"| {row['section']} | {row['score']} | {row['value']:.3f} | {between} | {cell(row, 'ceiling')} | "
-                     f"{cell(row, 'floor')} | {row['n']} | {row['unit']} |")
+        lines.append(f"| {row['section']} | {row['score']} | {row['value']:.3f} | {between} | "
+                     f"{cell(row, 'ceiling')} | {cell(row, 'floor')} | {row['n']} | {row['unit']} |")
     sizes = ", ".join(f"{count} {name}" for name, count in report["sizes"].items())
-    lines += ["", f"{report['digits']} digits, test split; {sizes}; seed {report['seed']}; {report['device']}, "
-                  f"{report['threads']} threads, {report['seconds']:.0f} s."]
+    lines += ["", f"{report['digits']} digits, test split; {sizes}; seed {report['seed']}; "
+                  f"{report['device']}, {report['threads']} threads, {report['seconds']:.0f} s."]
     return "\n".join(lines) + "\n"
 
 
@@ -327,12 +341,13 @@ def record(report, weights):
     for stage in STAGES:
         rows = [row for row in report["scores"] if row["stage"] == stage]
         if rows:
-            record_scores(Path(weights) / stage, {f"{row['section']}: {row['score']}, {row['unit']} (n {row['n']})":
-                                                  round(row["value"], 4) for row in rows})
+            scores = {f"{row['section']}: {row['score']}, {row['unit']} (n {row['n']})":
+                      round(row["value"], 4) for row in rows}
+            record_scores(Path(weights) / stage, scores)
 
 
 def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None, record_in_weights=False):
-    """Write a report (JSON), its table as Markdown and plots beside it, and print the table; returns the report.
+    """Write a report (JSON), its table as Markdown and plots beside it, print the table; returns the report.
 
     record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
     """
@@ -348,7 +363,8 @@ def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None
         out.touch()
     except OSError as error:
         raise MavliteError(f"{out}: cannot be written ({error.strerror})") from None
-    from mavlite.evaluation.plots import save_plots          # matplotlib takes a while to import
+    # Here, as matplotlib takes a while to import.
+    from mavlite.evaluation.plots import save_plots
     report = Evaluation(weights, sizes, seed, device, progress=True).run()
     print_table(report)
     out.write_text(json.dumps(report, indent=1))

@@ -1,4 +1,4 @@
-"""The clips that an evaluation looks at: real ones of the test split, and generated ones for all 55 prompts."""
+"""The clips that an evaluation looks at: real ones of the test split, generated ones for all 55 prompts."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from mavlite import cascade
 from mavlite.device import autocast
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import LabelledClips
-from mavlite.session import to_unit
 from mavlite.prompts import PAIRS, make_prompt, pair_index
+from mavlite.session import to_unit
 
 TEST_SEED = 20_000                           # of the simulator: test clips are no stage's training clips
 
@@ -62,14 +62,16 @@ STAGES_OF_A_VIDEO = ("decoder_t", "interpolation", "sr_l_t", "sr_h")
 def generate(pipe, count, *, seed=0, batch=8, progress=False):
     """`count` videos with the default settings; not all frames are kept, so that thousands fit in memory."""
     pairs = torch.arange(count) % len(PAIRS)
-    prompts = [make_prompt(*PAIRS[pair], k // 55 % 2 == 0, k // 110 % 2 == 0) for k, pair in enumerate(pairs.tolist())]
+    prompts = [make_prompt(*PAIRS[pair], k // 55 % 2 == 0, k // 110 % 2 == 0)
+               for k, pair in enumerate(pairs.tolist())]
     parts = {name: [] for name in (*STAGES_OF_A_VIDEO, "image_embeds", "text_embeds")}
     for start in tqdm(range(0, count, batch), desc="videos", disable=not progress, leave=False):
         stages = pipe(prompts[start:start + batch], seed=seed, index=start).stages
         for name, kept in parts.items():
             x = stages[name]
             first = pipe.data.frame_skip // 2 if name == "interpolation" else 0
-            kept.append(x if name in ("decoder_t", "image_embeds", "text_embeds") else x[:, :, first::pipe.data.frame_skip])
+            complete = name in ("decoder_t", "image_embeds", "text_embeds")
+            kept.append(x if complete else x[:, :, first::pipe.data.frame_skip])
     whole = {name: torch.cat(kept) for name, kept in parts.items()}
     return Generated(prompts, pairs, {name: whole[name] for name in STAGES_OF_A_VIDEO}, whole["image_embeds"],
                      whole["text_embeds"])

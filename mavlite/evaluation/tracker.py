@@ -27,7 +27,8 @@ class Tracker(nn.Module):
         w, hidden = config.width, config.hidden
         layers, width = [], 1
         for wider, stride in [(w, 1), (2 * w, 2), (2 * w, 1), (4 * w, 2), (2 * w, 1)]:
-            layers += [nn.Conv2d(width, wider, 3, stride, padding=1, bias=False), nn.GroupNorm(1, wider), nn.SiLU()]
+            layers += [nn.Conv2d(width, wider, 3, stride, padding=1, bias=False),
+                       nn.GroupNorm(1, wider), nn.SiLU()]
             width = wider
         self.features = nn.Sequential(*layers)                                       # 32 px -> 8 x 8
         self.hidden = nn.Linear(width * 64, hidden)
@@ -45,7 +46,7 @@ class Tracker(nn.Module):
         for block in self.over_time:
             x = x + block(x)
         centres = self.scores(rearrange(x, "b d f -> b f d")).float()
-        return 32 + 18 * rearrange(centres, "b f (k yx) -> b f k yx", k=2)           # a centre is within 14 ... 50
+        return 32 + 18 * rearrange(centres, "b f (k yx) -> b f k yx", k=2)           # within 14 ... 50
 
 
 @torch.no_grad()

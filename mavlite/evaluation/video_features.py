@@ -17,17 +17,19 @@ FEATURES_SIZE = 32                           # px: clips of any size are brought
 
 
 class VideoFeatures(nn.Module):
-    """Clips (b, c, f, h, w) in [0, 1], any size and frame count -> logits over the 55 pairs (b, 55), directions of
-    the two digits at the start (b, 2, 2), log of the frame rate (b,). `embed` gives the features (b, d)."""
+    """Clips (b, c, f, h, w) in [0, 1], any size and frame count -> logits over the 55 pairs (b, 55),
+    directions of the two digits at the start (b, 2, 2), log of the frame rate (b,). `embed` gives the
+    features (b, d)."""
 
     def __init__(self, config: VideoFeaturesConfig):
         super().__init__()
         w = config.width
         layers, width = [], 1
         for wider, stride in [(w, 2), (2 * w, 2), (2 * w, 1), (4 * w, 2), (4 * w, 1)]:
-            layers += [PseudoConv3d(width, wider, stride=stride, temporal=True), nn.GroupNorm(1, wider), nn.SiLU()]
+            layers += [PseudoConv3d(width, wider, stride=stride, temporal=True),
+                       nn.GroupNorm(1, wider), nn.SiLU()]
             width = wider
-        self.features = nn.Sequential(*layers)                                       # f x 32 x 32 -> f x 4 x 4
+        self.features = nn.Sequential(*layers)                                       # f 32 32 -> f 4 4
         self.hidden = nn.Linear(width * 16, config.features)
         self.scores = nn.Sequential(nn.SiLU(), nn.Linear(config.features, 25))
 
@@ -38,7 +40,8 @@ class VideoFeatures(nn.Module):
         return self.hidden(x.mean(dim=2).flatten(1))                                 # b d
 
     def forward(self, frames):
-        single, double, directions, log_fps = self.scores(self.embed(frames)).float().split([10, 10, 4, 1], dim=1)
+        scores = self.scores(self.embed(frames)).float()
+        single, double, directions, log_fps = scores.split([10, 10, 4, 1], dim=1)
         return pair_logits(single, double), rearrange(directions, "b (k yx) -> b k yx", k=2), log_fps[:, 0]
 
 
