@@ -158,7 +158,7 @@ class Evaluation:
         tables, ranks = {}, {}
         for name, features in (("MM-FID", of_frames), ("MM-FVD", of_clips)):
             table, ranks[name] = distances.corruption_table(features, real, other, self.seed)
-            if name == "MM-FID":                             # the others leave single frames as real as before
+            if name == "MM-FID":                             # the others leave single frames real
                 table = {key: table[key] for key in ("real", "blur")}
                 ranks[name] = table["blur"] > table["real"]
             made = self.made.frames["sr_h"]
