@@ -23,7 +23,7 @@ def apply(application, inputs, outputs, *, invert="auto", weights=None, device=N
     elif application in ("vary", "extend"):
         given = []
         for path in inputs:
-            frames, fps = read_video(path, size, channels, invert)
+            frames, fps = read_video(path, size, channels, invert, min_frames=2)
             # An NPY names no rate: as we write it.
             given.append(Video(frames[None], fps or pipe.data.fps * pipe.data.frame_skip))
     else:

@@ -36,7 +36,7 @@ class DataConfig:
     fps_range: list[float] = field(default_factory=lambda: [1.0, 30.0])
     frame_skip: int = 5                      # default: 16 key frames become (16 - 1) * 5 + 1 = 76
     max_frame_skip: int = 6
-    # Beta curriculum of D^t's key-frame rate over training progress (see stages.draw_fps)
+    # Beta curriculum of D^t's key-frame rate over training progress (see objectives.draw_fps)
     fps_concentration: float = 4.0
     fps_uniform: float = 0.2                 # share of clips with a uniform rate, to the end
     condition: str = "clearest"              # frame that conditions: clearest, first, mean

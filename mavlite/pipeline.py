@@ -192,7 +192,7 @@ class MakeAVideo:
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, 0], frames[:, :, -1] = (image.to(frames) * 2 - 1 for image in (first, last))
         chosen = torch.linspace(0, frames.shape[2] - 1, num_frames).round().long()
-        return run.video(frames[:, :, chosen], run.fps * skip * num_frames / frames.shape[2])
+        return run.video(frames[:, :, chosen], run.fps * skip * (num_frames - 1) / (frames.shape[2] - 1))
 
     @torch.no_grad()
     def vary(self, video, *, strength=1.0, **options):
@@ -249,6 +249,7 @@ class MakeAVideo:
         with run:
             ends = self._embed_prompts(run, [first] * (num_videos - 1) + [last])[[0, -1]]
             y_e = spherical(ends[0], ends[1], torch.linspace(0, 1, num_videos, device=self.device))
+            run.kept["image_embeds"] = y_e
             with run.clock("decoder_t"):
                 keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps,
                                              settings=run.settings["decoder_t"])

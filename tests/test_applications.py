@@ -64,6 +64,8 @@ def test_both_ends_come_back(pipe, num_frames):
     assert made.frames.shape == (2, 1, num_frames, 32, 32)
     torch.testing.assert_close(made.frames[:, :, 0], a, atol=1e-6, rtol=0)
     torch.testing.assert_close(made.frames[:, :, -1], b, atol=1e-6, rtol=0)
+    seconds = (min(num_frames, 8) - 1) / 6                   # key frames last as long whatever is filled in
+    assert (num_frames - 1) / made.fps == pytest.approx(seconds)
 
 
 # --- vary
@@ -176,6 +178,8 @@ def test_a_morph_goes_from_one_prompt_to_the_other(pipe):
     keys = made.stages["decoder_t"]
     torch.testing.assert_close(keys[:1], start, atol=1e-3, rtol=0)
     assert (keys[-1:] - end).abs().mean() < (keys[-1:] - start).abs().mean()
+    embeds = made.stages["image_embeds"]                     # of the arc, not of the prompts
+    assert len(embeds.unique(dim=0)) == 4
 
 
 # --- refusals

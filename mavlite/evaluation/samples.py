@@ -28,10 +28,10 @@ class RealClips:
     def _fps(self, fps):
         return torch.full((len(self.indices),), float(fps or self.data.fps))
 
-    def frames(self, size, fps=None, num_frames=None, indices=None):
+    def frames(self, size, fps=None, num_frames=None):
         """(n, c, f, size, size) in [0, 1], key frames by default."""
-        indices = self.indices if indices is None else indices
-        return self.clips.clips(indices, fps or self.data.fps, num_frames or self.data.num_frames, size)[0]
+        num_frames = num_frames or self.data.num_frames
+        return self.clips.clips(self.indices, fps or self.data.fps, num_frames, size)[0]
 
     def centres(self, fps=None):
         """(n, f, 2, 2) px on the 64-px canvas."""
