@@ -28,6 +28,14 @@ def unfold(x, num_frames):
     return x if num_frames is None else rearrange(x, "(b f) c h w -> b c f h w", f=num_frames)
 
 
+def zero_linear(in_features, out_features):
+    """A linear layer that starts without a say."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class ChannelNorm(nn.Module):
     """LayerNorm over channels at each position: it mixes neither positions nor frames.
 
@@ -109,9 +117,7 @@ class PseudoAttention3d(nn.Module):
             self.temporal_norm = nn.LayerNorm(channels)
             self.temporal_qkv = nn.Linear(channels, 3 * channels, bias=False)
             self.temporal_bias = nn.Parameter(torch.zeros(self.heads, 2 * max_distance + 1))
-            self.temporal_out = nn.Linear(channels, channels)
-            nn.init.zeros_(self.temporal_out.weight)
-            nn.init.zeros_(self.temporal_out.bias)
+            self.temporal_out = zero_linear(channels, channels)
 
     def forward(self, x, context=None):                      # b c h w  or  b c f h w
         x, f = fold(x)
@@ -187,10 +193,8 @@ class ScalarEmbedding(nn.Module):
     def __init__(self, dim, features=64, max_frequency=1000.0, zero=False):
         super().__init__()
         self.features, self.max_frequency = features, max_frequency
-        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
-        if zero:                                             # a new condition starts without a say
-            nn.init.zeros_(self.mlp[-1].weight)
-            nn.init.zeros_(self.mlp[-1].bias)
+        last = zero_linear if zero else nn.Linear            # a new condition starts without a say
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), last(dim, dim))
 
     def forward(self, value):                                # (b,) -> (b, dim)
         features = sinusoidal(value, self.features, self.max_frequency)

@@ -229,16 +229,27 @@ class PriorObjective(Objective):
 
 
 class DecoderObjective(Objective):
-    """One frame of a clip, given the embedding of the clip's clearest frame (D)."""
+    """One frame of a clip, given the embedding of the clip's clearest frame (D).
 
-    SHARE = 4                                # frames of one clip: C is run once for four samples
+    Every other sample is the clearest frame itself, as an unCLIP decoder gives back the image that an
+    embedding was made from (arXiv 2204.06125, 2.1); the others are any frame, as D^t will need them all.
+    """
+
+    SHARE = 4                                # samples of one clip: C is run once for four
 
     def loss(self, network, batch, draws, progress):
-        x_0 = self.clips.frames(batch.indices, self.size, self.SHARE) * 2 - 1
         clips = [index // self.SHARE for index in batch.indices]
-        embeds = self.condition(range(clips[0], clips[-1] + 1))
-        embeds = embeds[torch.tensor(clips, device=self.device) - clips[0]]
-        return self.diffuse(network, x_0, draws, image_embeds=embeds, drop=self.drop(draws))
+        row = torch.tensor(clips, device=self.device) - clips[0]
+        every_other = torch.tensor(batch.indices, device=self.device) % 2 == 0
+        clips = range(clips[0], clips[-1] + 1)
+        x_0 = self.clips.frames(batch.indices, self.size, self.SHARE)
+        if self.data.condition == "clearest":
+            clearest = self.clips.condition_frames(clips, self.data.sizes[0])
+            x_0 = torch.where(every_other[:, None, None, None], clearest[row], x_0)
+            embeds = self.clip.image_embeds(clearest).to(self.dtype)
+        else:
+            embeds = self.condition(clips)
+        return self.diffuse(network, x_0 * 2 - 1, draws, image_embeds=embeds[row], drop=self.drop(draws))
 
 
 class VideoDecoderObjective(Objective):

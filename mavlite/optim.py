@@ -55,7 +55,8 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=scale)
 
 
-INPUTS_AND_OUTPUTS = ("conv_in.", "conv_out.",                                # U-Net
+INPUTS_AND_OUTPUTS = ("conv_in.", "conv_out.", "embed.", "to_context.",       # U-Net
+                      "input_gain.", "concat_gain.",
                       "token_in.", "text_in.", "image_in.", "out.",           # prior
                       "features.0.", "scores.",                               # judge
                       "model.visual.conv1.", "model.token_embedding.")        # clip

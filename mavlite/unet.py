@@ -19,6 +19,7 @@ from mavlite.layers import (
     Upsample,
     fold,
     unfold,
+    zero_linear,
 )
 
 
@@ -60,7 +61,11 @@ class UNet(nn.Module):
         self.embed = self.to_context = None
         if embed_dim:
             self.null_embed = nn.Parameter(torch.zeros(embed_dim))
+            # Initialised so that components of order one come out as components of order one: with torch's
+            # own initialisation the embedding is a tenth of the time embedding, and long hardly heard.
             self.embed = nn.Sequential(nn.Linear(embed_dim, emb), nn.SiLU(), nn.Linear(emb, emb))
+            nn.init.normal_(self.embed[0].weight, std=embed_dim ** -0.5)
+            nn.init.normal_(self.embed[2].weight, std=(0.36 * emb) ** -0.5)      # 0.36 = E[silu(z)^2]
             # unCLIP-derived (arXiv 2204.06125, 2.1): the embedding also becomes a few tokens to attend to.
             self.context_tokens = config.context_tokens
             self.to_context = nn.ModuleDict({str(width): nn.Linear(embed_dim, config.context_tokens * width)
@@ -85,6 +90,11 @@ class UNet(nn.Module):
         self.conv_out = conv(c[0], out_channels * p * p)
         nn.init.zeros_(self.conv_out.spatial.weight)
         nn.init.zeros_(self.conv_out.spatial.bias)
+        # A direct way from input to output, for each pixel by itself, with gains that depend on the time:
+        # of v = (alpha x_t - x_0) / sigma the first part needs no network, and for super-resolution the
+        # enlarged input is most of x_0.
+        self.input_gain = zero_linear(emb, 2 * in_channels)
+        self.concat_gain = zero_linear(emb, in_channels * concat_channels) if concat_channels else None
         if config.temporal_init == "random":                 # an ablation: torch's own initialisation
             for module in self.modules():
                 if isinstance(module, PseudoConv3d) and module.temporal is not None:
@@ -116,6 +126,7 @@ class UNet(nn.Module):
                        for width, project in self.to_context.items()}                # b n c
         emb = F.silu(emb)
 
+        direct = self._direct(x, emb, concat)
         if concat is not None:
             x = torch.cat([x, concat.to(x.dtype)], dim=1)
         x = self.conv_in(self._to_patches(x))
@@ -129,7 +140,19 @@ class UNet(nn.Module):
         for upsample, merge, blocks, attention in zip(self.upsample, self.merge, self.up, self.up_attention):
             x = merge(torch.cat([upsample(x), skips.pop()], dim=1))
             x = self._level(x, emb, context, blocks, attention)
-        return self._from_patches(self.conv_out(F.silu(self.norm_out(x))))
+        x = self._from_patches(self.conv_out(F.silu(self.norm_out(x))))
+        mean, *variance = x.split(self.in_channels, dim=1)
+        return torch.cat([mean + direct, *variance], dim=1)
+
+    def _direct(self, x, emb, concat):
+        """gain x + offset, and a mixture of the concatenated channels: x's shape."""
+        ones = (1,) * (x.ndim - 2)
+        gain, offset = self.input_gain(emb).to(x.dtype).chunk(2, dim=1)
+        direct = gain.reshape(*gain.shape, *ones) * x + offset.reshape(*gain.shape, *ones)
+        if concat is None:
+            return direct
+        gains = self.concat_gain(emb).to(x.dtype).unflatten(1, (self.in_channels, -1))
+        return direct + torch.einsum("b o i, b i ... -> b o ...", gains, concat.to(x.dtype))
 
     def _level(self, x, emb, context, blocks, attention):
         for block in blocks:
