@@ -31,6 +31,7 @@ ROWS = [
     ("fps uniform, no curriculum", "decoder_t", ["data.fps_uniform=1.0"]),
     ("conditioned on the first frame, not the clearest", "decoder_t", ["data.condition=first"]),
     ("recipe: simple loss", "decoder", []),
+    ("training times uniform", "decoder", ["diffusion.time_shift=0.0", "diffusion.time_scale=1.0"]),
     ("min-SNR loss", "decoder", ["diffusion.loss=min_snr"]),
     ("hybrid loss, learned variance", "decoder", ["diffusion.loss=hybrid"]),
     ("recipe: noise augmentation", "sr_h", []),

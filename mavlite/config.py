@@ -178,7 +178,7 @@ class TrainConfig:
     warmup_steps: int = 100
     decay_share: float = 0.3                 # the last share of the steps over which the rate falls to zero
     grad_clip: float = 1.0
-    ema_decay: float = 0.999
+    ema_decay: float = 0.99                  # short: the falling rate averages too, and Muon moves on quickly
     precision: str = "auto"                  # auto, bf16, fp16, fp32, fp64
     seed: int = 0
     log_every: int = 20

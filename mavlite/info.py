@@ -56,5 +56,8 @@ def print_info(weights):
               f"{p['steps']} steps of {p['batch_size']}, {p['seconds']} s on {p['hardware']} "
               f"({p['precision']}), {p['digits']} digits, from {p['started_from']}, seed {p['seed']}, "
               f"commit {p['commit']}")
+        for e in p.get("earlier", []):
+            print(f"{'':14s} before: {e['steps']} steps of {e['batch_size']}, {e['seconds']} s on "
+                  f"{e['hardware']}, from {e['started_from']}, seed {e['seed']}, commit {e['commit']}")
         for name, score in record.get("scores", {}).items():
             print(f"{'':14s} {name}: {score}")

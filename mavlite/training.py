@@ -96,6 +96,12 @@ def initial_network(config, clip, weights, init_from):
     return inflate(image_network, network), f"{source} ({record['sha256'][:12]}), inflated"
 
 
+def earlier_trainings(init_from, stage):
+    """The provenance of all trainings that a weights folder has behind it, oldest first."""
+    provenance = dict(checkpoint.read_record(init_from, stage)["provenance"])
+    return [*provenance.pop("earlier", []), provenance]
+
+
 class Trainer:
     """Trains one stage in a run folder.
 
@@ -121,6 +127,7 @@ class Trainer:
             if config.clip.model == "tiny":
                 self.clip_sha = checkpoint.read_record(Path(weights) / "clip", "clip")["sha256"][:12]
         network, self.origin = initial_network(config, clip, weights, init_from)
+        self.earlier = earlier_trainings(init_from, config.stage) if init_from else []
         self.network = network.to(self.device, dtype, memory_format=torch.channels_last)
         self.network.train()
         self.objective = OBJECTIVES[config.stage](config, clip, self.device, dtype)
@@ -173,12 +180,13 @@ class Trainer:
         if state["scaler"]:                                  # empty unless the run was in fp16 so far
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.origin = state["step"], state["seconds"], state["origin"]
+        self.earlier = state.get("earlier", [])
 
     def save(self):
         """Checkpoint now (rank 0)."""
         if self.rank == 0:
             state = {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
-                     "clip": self.clip_sha, "scaler": self.scaler.state_dict()}
+                     "earlier": self.earlier, "clip": self.clip_sha, "scaler": self.scaler.state_dict()}
             checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers, state,
                                        keep=self.train.keep)
 
@@ -193,6 +201,8 @@ class Trainer:
                       "seconds": round(self.seconds), "hardware": hardware(self.device),
                       "precision": self.precision, "seed": self.train.seed,
                       "digits": self.objective.digits_source, "torch": torch.__version__, "commit": commit()}
+        if self.earlier:
+            provenance["earlier"] = self.earlier
         if self.clip_sha:
             provenance["clip"] = self.clip_sha
         if self.device.type == "cuda":

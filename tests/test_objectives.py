@@ -126,6 +126,19 @@ def test_times_can_be_drawn_where_content_forms(build):
         assert (shifted < edge).float().mean().item() == pytest.approx(share, abs=0.005)
 
 
+# --- the image decoder
+
+def test_every_other_target_of_the_decoder_is_the_frame_of_its_embedding(build, monkeypatch):
+    _, objective = build("decoder")
+    seen, batch = {}, Batch(step=3, size=8)
+    monkeypatch.setattr(objective, "diffuse", lambda _, x_0, draws, **given: seen.update(given, x_0=x_0))
+    objective.loss(None, batch, draws(batch), progress=0.0)
+    clearest = objective.clips.condition_frames([index // 4 for index in batch.indices], objective.size)
+    same = (seen["x_0"] == clearest * 2 - 1).flatten(1).all(dim=1)
+    assert same[::2].all() and not same[1::2].all()
+    torch.testing.assert_close(seen["image_embeds"], objective.clip.image_embeds(clearest))
+
+
 # --- frame rates
 
 U = (torch.arange(10000) + 0.5) / 10000

@@ -226,6 +226,15 @@ def test_init_from_takes_weights_and_a_fresh_optimizer(trainer, smoke_weights):
     assert not any(optimizer.state for optimizer in it.optimizers)
 
 
+def test_weights_name_every_training_they_have_behind_them(trainer, smoke_weights, tmp_path):
+    before = read_record(smoke_weights / "decoder", "decoder")["provenance"]
+    once = trainer("decoder", "train.seed=1", init_from=smoke_weights / "decoder").export(tmp_path / "once")
+    twice = trainer("decoder", "train.seed=2", init_from=once).export(tmp_path / "twice")
+    last = read_record(twice, "decoder")["provenance"]
+    assert last["earlier"][0] == before and "earlier" not in before
+    assert [one["seed"] for one in last["earlier"]] == [before["seed"], 1] and last["seed"] == 2
+
+
 def test_init_from_refuses_another_stage(trainer, smoke_weights):
     assert str(smoke_weights / "sr_l") in refusal(trainer, "sr_h", init_from=smoke_weights / "sr_l")
 

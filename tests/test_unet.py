@@ -1,6 +1,7 @@
 """The U-Net and `inflate`: at first an inflated network is exactly its image network on every frame."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -335,3 +336,33 @@ def test_random_temporal_layers_do_not_start_as_the_identity(image):
     x, conditions = clip(4)
     with torch.no_grad():
         assert error(random(x, **conditions), frame_by_frame(image.double(), x, **conditions)) > 0.05
+
+
+# --- the direct way from input to output
+
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_the_direct_way_alone_knows_v_where_the_frame_is_black(frames):
+    """v = (alpha x_t - x_0) / sigma: with x_0 = -1 a gain and an offset say it all (conv_out is zero yet)."""
+    unet, t = network().double(), torch.full((2,), 0.4, dtype=torch.float64)
+    alpha, sigma = math.cos(0.2 * math.pi), math.sin(0.2 * math.pi)
+    unet.input_gain.bias.data = torch.tensor([alpha / sigma, 1 / sigma], dtype=torch.float64)
+    noise = torch.randn(2, 1, *frames, SIZE, SIZE, dtype=torch.float64)
+    v = unet(-alpha + sigma * noise, t, image_embeds=torch.randn(2, EMBED, dtype=torch.float64))
+    torch.testing.assert_close(v, alpha * noise + sigma)
+
+
+def test_the_direct_way_mixes_the_concatenated_channels():
+    """With x_0 = the first of two further channels, v = (alpha x_t - x_0) / sigma again."""
+    unet, t = UNet(CONFIG, concat_channels=2).double(), torch.full((2,), 0.4, dtype=torch.float64)
+    alpha, sigma = math.cos(0.2 * math.pi), math.sin(0.2 * math.pi)
+    unet.input_gain.bias.data = torch.tensor([alpha / sigma, 0], dtype=torch.float64)
+    unet.concat_gain.bias.data = torch.tensor([-1 / sigma, 0], dtype=torch.float64)
+    x_0, other, noise = torch.randn(3, 2, 1, SIZE, SIZE, dtype=torch.float64)
+    v = unet(alpha * x_0 + sigma * noise, t, concat=torch.cat([x_0, other], dim=1))
+    torch.testing.assert_close(v, alpha * noise - sigma * x_0)
+
+
+def test_the_image_embedding_is_heard_as_loudly_as_it_came():
+    """Embeddings have components of order one; what is added to the time embedding has, too."""
+    spread = network(UNetConfig(emb_dim=256)).embed(torch.randn(500, EMBED)).var(dim=0).mean().item()
+    assert 0.5 < spread < 1.5
