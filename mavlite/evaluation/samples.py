@@ -1,5 +1,6 @@
 """The clips that an evaluation looks at: real ones of the test split, generated ones for all 55 prompts."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,13 @@ class RealClips:
         self.clips = LabelledClips(digits, TEST_SEED, data.channels)
         labels = self.clips.labels(self.indices)
         self.pairs = pair_index(labels[:, 0], labels[:, 1])                          # n
+
+    def only(self, rows):
+        """Those of these clips at positions `rows` (a sequence of ints)."""
+        chosen = copy.copy(self)
+        chosen.indices = [self.indices[row] for row in rows]
+        chosen.pairs = self.pairs[torch.as_tensor(rows, dtype=torch.long)]
+        return chosen
 
     def _fps(self, fps):
         return torch.full((len(self.indices),), float(fps or self.data.fps))
