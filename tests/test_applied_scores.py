@@ -197,22 +197,22 @@ class Tagged:
 
 def test_speeds_are_those_of_the_output_rate(monkeypatch):
     """The same path through key frames and all those between: right at the right rate, else by its factor."""
-    real = shown_apart(DataConfig(digits="glyphs"), 2)
+    e, n = Rows(), 24
+    e.sizes.applied, real = n, shown_apart(e.data, n)
 
     def track(tracker, frames):
         rate = frames[:, 0, 0, 0, 0]
         return LabelledClips.centres(real.clips, real.indices, rate, frames.shape[2])
     for name, fake in (
-            ("RealClips", Tagged), ("track", track), ("image_embeds", lambda pipe, frames: torch.zeros(2, 4)),
-            ("decode", lambda pipe, stage, embeds, fps: torch.full((2, 1, 16, 1, 1), float(fps))),
+            ("RealClips", Tagged), ("track", track), ("image_embeds", lambda pipe, frames: torch.zeros(n, 4)),
+            ("decode", lambda pipe, stage, embeds, fps: torch.full((n, 1, 16, 1, 1), float(fps))),
             ("between", lambda e, keys, embeds, fps, skip, index:
                 torch.full((len(keys), 1, 15 * skip + 1, 1, 1), float(fps * skip)))):
         monkeypatch.setattr(f"mavlite.evaluation.applications.{name}", fake)
     monkeypatch.setattr(Rows, "tracker", None, raising=False)
-    e = Rows()
     applications.frame_rate(e)
-    assert [name for _, name in e.rows] == [
-        f"speed at {fps} key frames/s, skip {skip}" for fps, skip in ((6, 2), (6, 3), (6, 5), (3, 2), (12, 2))]
+    rates = (6, 2), (6, 3), (6, 5), (3, 2), (12, 2)
+    assert [name for _, name in e.rows] == [f"speed at {fps} key frames/s, skip {k}" for fps, k in rates]
     for (_, name), row in e.rows.items():
         assert row["value"] == row["ceiling"] == pytest.approx(36, rel=0.01)
         assert row["floor"] == pytest.approx(36 * int(name[-1]), rel=0.01)
