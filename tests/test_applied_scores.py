@@ -37,6 +37,8 @@ def test_a_known_seam_is_found_and_no_other():
     assert fidelity.bootstrap(at, inside) == pytest.approx((6, 6), abs=1e-3)
     at, inside = at_and_inside(changes(clips), [15, 20], 10)
     assert (at / inside).tolist() == pytest.approx([1 / (1 + 5 / 27)] * 3)           # 29 - 2 steps inside
+    at, inside = at_and_inside(changes(clips), [15, 20], 10, besides=[24])
+    assert (at / inside).tolist() == pytest.approx([1] * 3)
     assert at_and_inside(changes(clips), [30], 25)[1].tolist() == pytest.approx([0.01] * 3)
 
 
@@ -68,14 +70,15 @@ def test_seams_are_where_windows_meet(length, num_frames, skip):
         longer = cascade.extend_keys(None, config, None, keys, num_keys, None, 6.0)
         patch.setattr(cascade, "fill_frames", number)
         whole = cascade.run_interpolation(None, config, None, longer * 0, None, 6.0, skip)
-    at_frames, at_keys = seams(data, length)
+    at_frames, at_others, at_keys = seams(data, length)
     jumps = changes(longer[:, :, :(length - 1) // skip + 1])[0]
     assert at_keys == [step for step in jumps.nonzero()[:, 0].tolist() if step >= num_frames]
     window, given = whole[0, 0, :length, 0, 0], (num_frames - 1) * skip
     for step in range(given + 1, length - 1):
         key = step if step % skip == 0 else step + 1         # is a key next to this step, a shared one?
-        shared = (key % skip == 0 and key + 1 < length and window[key - 1] != window[key + 1])
+        shared = key % skip == 0 and key + 1 < length and window[key - 1] != window[key + 1]
         assert (step in at_frames) == bool(shared), step
+        assert (step in at_others) == (key % skip == 0 and not shared), step
 
 
 # --- digits second by second

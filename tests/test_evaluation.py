@@ -159,7 +159,7 @@ def test_the_report_holds_every_part(evaluation, capsys):
     found = {(row["section"], row["score"]): row for row in report["scores"]}
     assert found["animation", "the given frame comes back"]["value"] == pytest.approx(100)
     assert found["animation", "the given frame, largest error"]["value"] < 1e-5
-    assert sum("jump" in score for _, score in found) == 3
+    assert sum("jump" in score for _, score in found) == 4
     assert len(report["extension"]["extended"]) == 5         # 75 frames at 18 a second
     print_table(report)
     said = capsys.readouterr().out

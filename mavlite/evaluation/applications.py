@@ -168,25 +168,26 @@ def extension(e):
     keys, jumps = ({name: torch.cat(parts) for name, parts in kept.items()} for kept in (keys, jumps))
 
     log_p = {name: judge_clips(e.judge, frames) for name, frames in keys.items()}    # n k 55
-    last, name = slice(-data.num_frames, None), f"the last {(data.num_frames - 1) / data.fps:g} s"
+    last, name = slice(-data.num_frames, None), f"last {(data.num_frames - 1) / data.fps:g} s"
     kept, ceiling = ((pooled(p[:, last]) == real.pairs).float().mean().item() for p in log_p.values())
-    e.add("extension", f"both digits in {name} of {e.sizes.length} frames", kept, n, unit="clips",
+    e.add("extension", f"both digits, {name} of {e.sizes.length} frames", kept, n, unit="clips",
           stage="interpolation", interval=interval(kept, n), ceiling=ceiling, floor=CHANCE)
-    _still(e, "extension", f"stands still in {name}", "interpolation",
+    _still(e, "extension", f"stands still, {name}", "interpolation",
            *(frames[:, :, last] for frames in keys.values()))
 
-    at_windows, at_extensions = seams(data, e.sizes.length)
+    at_windows, at_keys, at_extensions = seams(data, e.sizes.length)
     key_jumps = {name: changes(frames) for name, frames in keys.items()}
     key_jumps["cut"] = changes(keys["real"], keys["real"].flip(-1))
-    for name, steps, found, first in (
-            ("from the given frames", [given - 1], jumps, given),
-            ("where windows of frames meet", at_windows, jumps, given),
-            ("where windows of key frames meet", at_extensions, key_jumps, data.num_frames)):
+    for name, steps, besides, found, first in (
+            ("from the given frames", [given - 1], [], jumps, given),
+            ("where windows meet", at_windows, [], jumps, given),
+            ("at other key frames", at_keys, at_windows, jumps, given),
+            ("where extensions meet", at_extensions, [], key_jumps, data.num_frames)):
         if steps:                                            # too short a video has none
-            at, inside = at_and_inside(found["extended"], steps, first)
-            real_at, real_inside = (x.mean() for x in at_and_inside(found["real"], steps, first))
+            at, inside = at_and_inside(found["extended"], steps, first, besides)
+            real_at, real_inside = (x.mean() for x in at_and_inside(found["real"], steps, first, besides))
             cut = found["cut"][:, steps].mean()
-            e.add("extension", f"jump {name}, to others", (at.mean() / inside.mean()).item(), n, unit="ratio",
+            e.add("extension", f"jump {name}", (at.mean() / inside.mean()).item(), n, unit="of other jumps",
                   stage="interpolation", interval=fidelity.bootstrap(at, inside),
                   ceiling=(real_at / real_inside).item(), floor=(cut / real_inside).item())
 
@@ -211,23 +212,27 @@ def changes(frames, following=None):
     return (following[:, :, 1:] - frames[:, :, :-1]).abs().mean(dim=(1, 3, 4))
 
 
-def at_and_inside(jumps, steps, first):
-    """Jumps (n, f-1) -> each clip's mean at `steps`, and at all other steps from `first` on: (n,), (n,)."""
+def at_and_inside(jumps, steps, first, besides=()):
+    """Each clip's mean of jumps (n, f-1) at `steps`, and at all from `first` on but those and `besides`."""
     inside = torch.arange(jumps.shape[1]) >= first
-    inside[steps] = False
+    inside[[*steps, *besides]] = False
     return jumps[:, steps].mean(dim=1), jumps[:, inside].mean(dim=1)
 
 
 def seams(data, length):
     """Where windows meet in what was made of a clip of D^t's length extended to `length` frames.
 
-    Returns (steps between frames, next to a frame that two windows of upF share; steps between key frames,
-    from the last that a window of the extension knew to the first that it made).
+    Returns three lists: steps between frames next to a frame that two windows of upF share; those next to
+    another key frame, which one window knows; steps between key frames, from the last that a window of the
+    extension knew to the first that it made.
     """
-    skip, keys = data.frame_skip, -(-(length - 1) // data.frame_skip) + 1
-    starts = cascade.window_starts(keys, (data.num_frames - 1) // skip + 1)
-    steps = [step for start in starts for step in (start * skip - 1, start * skip)]
+    skip, count = data.frame_skip, (length - 1) // data.frame_skip + 1
+    shared = cascade.window_starts(-(-(length - 1) // skip) + 1, (data.num_frames - 1) // skip + 1)
     given = (data.num_frames - 1) * skip
-    first = data.num_frames + data.num_frames - data.num_frames // 2                 # that follows made ones
-    made = range(first, (length - 1) // skip + 1, data.num_frames - data.num_frames // 2)
-    return [step for step in steps if given < step < length - 1], [key - 1 for key in made]
+
+    def beside(keys):
+        steps = [step for key in keys for step in (key * skip - 1, key * skip)]
+        return [step for step in steps if given < step < length - 1]
+    half = data.num_frames - data.num_frames // 2            # made by each window; the first follows on given
+    made = range(data.num_frames + half, count, half)
+    return beside(shared), beside(set(range(count)) - set(shared)), [key - 1 for key in made]

@@ -91,5 +91,5 @@ def plot_extension(report):
     axes.axvline(table["given_seconds"], linestyle="--", color="0.5")
     axes.set(ylim=(0, 1.02), xlabel="second of the video (left of the dashed line: as given)",
              ylabel="clips with both digits")
-    axes.legend(loc="lower left")
+    axes.legend()
     return figure
