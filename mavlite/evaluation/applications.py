@@ -43,7 +43,8 @@ def shown_apart(data, count):
 
 def batches(call, count):
     """call(rows, index of the first) for `count` videos, a few at a time, joined."""
-    return torch.cat([call(slice(i, i + BATCH), i) for i in range(0, count, BATCH)])
+    # Copies: a view of every fifth frame would keep the others in memory.
+    return torch.cat([call(slice(i, i + BATCH), i).clone() for i in range(0, count, BATCH)])
 
 
 # ---------------------------------------------------------------- one clip long
@@ -162,7 +163,7 @@ def extension(e):
         made = e.pipe.extend(Video(true[:, :, :given], rate), num_frames=e.sizes.length, seed=e.seed,
                              index=start).frames
         for name, frames in (("extended", made), ("real", true)):
-            keys[name].append(frames[:, :, ::skip])
+            keys[name].append(frames[:, :, ::skip].clone())
             jumps[name].append(changes(frames))
         jumps["cut"].append(changes(true, true.flip(-1)))
     keys, jumps = ({name: torch.cat(parts) for name, parts in kept.items()} for kept in (keys, jumps))
