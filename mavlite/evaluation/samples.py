@@ -79,7 +79,8 @@ def generate(pipe, count, *, seed=0, batch=8, progress=False):
             x = stages[name]
             first = pipe.data.frame_skip // 2 if name == "interpolation" else 0
             complete = name in ("decoder_t", "image_embeds", "text_embeds")
-            kept.append(x if complete else x[:, :, first::pipe.data.frame_skip])
+            # A copy: a view would keep all the other frames in memory.
+            kept.append(x if complete else x[:, :, first::pipe.data.frame_skip].clone())
     whole = {name: torch.cat(kept) for name, kept in parts.items()}
     return Generated(prompts, pairs, {name: whole[name] for name in STAGES_OF_A_VIDEO}, whole["image_embeds"],
                      whole["text_embeds"])
