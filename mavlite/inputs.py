@@ -13,11 +13,13 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from mavlite.errors import MavliteError
 
-MIN_SIDE, MAX_SIDE = 8, 4096                 # px, of the file's pictures
+MIN_SIDE, MAX_SIDE = 8, 4096                 # px, of frames; larger pictures are reduced as they are read
+MAX_PHOTO, MAX_PIXELS = 9999, 80_000_000     # px a side and in all: the largest picture that is opened
 # Not all that Pillow and ffmpeg could open: EPS starts Ghostscript, playlists lead to other files and hosts.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 CONTAINERS = "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,h264,hevc,m4v,ivf"
@@ -26,12 +28,14 @@ CONTAINERS = "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,h264,h
 def read_image(path, size, channels=1, invert="auto"):
     """A picture, or the first frame of a video, as float32 (channels, size, size) in [0, 1], white on black.
 
-    Grey is the luminance 0.299 R + 0.587 G + 0.114 B; transparent is black. What is not square is padded with
-    its background; then it is made smaller by exact area averages or larger by bicubic interpolation. At size
-    x size it stays as it is, bit for bit. invert: "auto" swaps dark and light if the median along the border
-    is above 0.5; "always"; "never". What is inverted is freed of its paper too, see `_off_paper`.
+    Grey is the luminance 0.299 R + 0.587 G + 0.114 B. What is not square is padded with its background; then
+    it is made smaller by exact area averages or larger by bicubic interpolation. At size x size it stays as
+    it is, bit for bit. invert: "auto" swaps dark and light where the digits seem dark, see `_dark_on_light`;
+    "always"; "never". What is inverted is freed of its paper too, see `_off_paper`. Transparent is black, but
+    white behind dark ink that will be inverted.
 
-    Raises MavliteError if the file cannot be read, or has a side outside 8 ... 4096 px.
+    Raises MavliteError if the file cannot be read, or has a side outside 8 ... 9999 px or more than 80
+    megapixels (videos and arrays: a side above 4096 px); nothing larger is decoded.
     """
     return _read(path, size, channels, invert, limit=1)[0][:, 0]
 
@@ -64,9 +68,11 @@ def _read(path, size, channels, invert, limit):
     if invert not in ("auto", "always", "never"):
         raise MavliteError(f"invert must be auto, always or never, not {invert!r}")
     path, shapes, frames, levels, times = Path(path).expanduser(), set(), [], [], []
+    behind = {"always": 1, "never": 0}.get(invert)           # what shows where a picture is transparent
     with contextlib.closing(_pictures(path)) as pictures:
         for picture, milliseconds in islice(pictures, limit):
-            planes = _planes(picture, channels)
+            behind = _behind(picture) if behind is None else behind
+            planes = _planes(picture, channels, behind or 0)
             shapes.add(planes.shape[1:])
             if len(shapes) > 1:
                 raise _refusal(path, "its frames differ in size", "make them alike")
@@ -79,7 +85,7 @@ def _read(path, size, channels, invert, limit):
         raise _refusal(path, "it holds no frame", "give a picture or a video")
     frames, level = np.stack(frames, axis=1), np.float32(np.median(levels))
     covered = _fit(np.ones((1, *shapes.pop()), np.float32), size)[0].clip(0, 1)      # s s, 0 where padded
-    inverted = invert == "always" or (invert == "auto" and level > 0.5)
+    inverted = invert == "always" or (invert == "auto" and _dark_on_light(frames, covered, level))
     frames = _off_paper(frames, covered) if inverted else frames + level * (1 - covered)
     return torch.from_numpy(frames.clip(0, 1)), times
 
@@ -122,12 +128,15 @@ def _decode(path):
     except UnidentifiedImageError:
         return _decode_video(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal(path, "it has too many pixels", f"give at most {MAX_SIDE} px a side") from error
+        raise _refusal(path, "it has too many pixels",
+                       f"give at most {MAX_PHOTO} px a side and {MAX_PIXELS / 1e6:g} megapixels") from error
 
 
-def _check_sides(path, h, w):
-    if min(h, w) < MIN_SIDE or max(h, w) > MAX_SIDE:
-        raise _refusal(path, f"it is {w} x {h} px", f"give one of {MIN_SIDE} to {MAX_SIDE} px a side")
+def _check_sides(path, h, w, most=MAX_SIDE):
+    if min(h, w) < MIN_SIDE or max(h, w) > most:
+        raise _refusal(path, f"it is {w} x {h} px", f"give one of {MIN_SIDE} to {most} px a side")
+    if h * w > MAX_PIXELS:
+        raise _refusal(path, f"it is {w} x {h} px", f"give at most {MAX_PIXELS / 1e6:g} megapixels")
 
 
 def _decode_array(path):
@@ -148,12 +157,21 @@ def _decode_image(path, image):
     with image:
         moves = getattr(image, "is_animated", False)
         for frame in ImageSequence.Iterator(image):
-            _check_sides(path, frame.height, frame.width)    # every one, since a GIF can grow
-            still = ImageOps.exif_transpose(frame)           # phones store how they were held
-            clear = still.mode in ("LA", "PA", "RGBA") or "transparency" in still.info
-            mode = "I" if still.mode.startswith("I") else "RGBA" if clear else "RGB" # I: grey of 16 bits
+            _check_sides(path, frame.height, frame.width, MAX_PHOTO) # every one, since a GIF can grow
             delay = frame.info.get("duration") or 0          # ms; viewers take what is below 20 for 100
-            yield np.asarray(still.convert(mode)), (delay if delay >= 20 else 100) if moves else None
+            if not moves:                                    # JPEG: decoded to 1/2, 1/4 or 1/8 at once
+                frame.draft(None, (frame.width // _share(frame), frame.height // _share(frame)))
+            clear = frame.mode in ("LA", "PA", "RGBA") or "transparency" in frame.info
+            mode = "I" if frame.mode.startswith("I") else "RGBA" if clear else "RGB" # I: grey of 16 bits
+            still = frame if frame.mode == mode else frame.convert(mode)
+            still = still.reduce(_share(still)) if _share(still) > 1 else still      # means of whole squares
+            still = ImageOps.exif_transpose(still)           # phones store how they were held
+            yield np.asarray(still), (delay if delay >= 20 else 100) if moves else None
+
+
+def _share(image):
+    """By which whole number to divide the sides so that none is above MAX_SIDE."""
+    return -(-max(image.size) // MAX_SIDE)
 
 
 def _decode_video(path):
@@ -167,8 +185,16 @@ def _decode_video(path):
             yield np.frombuffer(frame, np.uint8).reshape(h, w, 3), delay
 
 
-def _planes(picture, channels):
-    """A decoded picture -> float32 (channels, h, w) in [0, 1]."""
+def _behind(picture):
+    """What to put behind a decoded picture, so that its ink shows: 1 (white), 0, or None if it has no ink."""
+    if picture.ndim < 3 or picture.shape[-1] != 4 or not picture[..., 3].any():
+        return None
+    ink = np.average(_planes(picture[..., :3], 1)[0], weights=picture[..., 3])       # its luminance
+    return int(ink < 0.5)
+
+
+def _planes(picture, channels, behind=0):
+    """A decoded picture -> float32 (channels, h, w) in [0, 1], `behind` where it is transparent."""
     unit = {"uint8": 255, "int32": 65535}.get(picture.dtype.name, 1)
     picture = picture if picture.ndim == 3 else picture[..., None]
     c = picture.shape[-1]
@@ -176,7 +202,10 @@ def _planes(picture, channels):
     # Whole-number weights in float64: a grey v becomes 1000 v / 1000 unit, hence v / unit exactly.
     grey = (299 * red + 587 * green + 114 * blue) / 1000
     planes = np.stack([red, green, blue] if channels == 3 else [grey])
-    return (planes / unit * (picture[..., 3] / unit if c == 4 else 1)).astype(np.float32)
+    if c == 4:
+        alpha = picture[..., 3] / unit
+        return (planes / unit * alpha + behind * (1 - alpha)).astype(np.float32)
+    return (planes / unit).astype(np.float32)
 
 
 def _fit(planes, size):
@@ -193,27 +222,68 @@ def _fit(planes, size):
     return square.numpy()
 
 
+def _dark_on_light(frames, covered, level):
+    """Whether the digits in frames (c f s s) are darker than what they stand on. level: of the border.
+
+    A light border says so at once. A dim photo's border need not be light: there it is where what stands out
+    of the background does so towards black. Below 0.1 there is no light that ink could take away.
+    """
+    if not 0.1 < level <= 0.5:
+        return level > 0.5
+    inside = covered > 0.5 * covered.max()
+    usual = np.median(frames / np.maximum(covered, 1e-3), axis=(0, 1))               # s s
+    rest = (usual - _surface(usual, inside))[inside]
+    strokes = rest[abs(rest) > max(3 * 1.4826 * np.median(abs(rest)), level / 4)]    # no noise, no stains
+    return strokes.sum() < 0
+
+
+def _surface(light, inside):
+    """A quadratic surface (s, s) through the background of light (s, s), whatever stands out of it."""
+    y, x = np.mgrid[-1:1:1j * len(light), -1:1:1j * len(light)]
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)          # s s 6
+    surface = np.median(light[inside])
+    for _ in range(8):
+        rest = abs(light - surface)
+        some = inside & (rest < 3 * np.median(rest[inside]) + 0.01)
+        surface = terms @ np.linalg.lstsq(terms[some], light[some], rcond=None)[0]
+    return surface
+
+
+def _without_strokes(light):
+    """Grey opening of light (s, s): what is left when all that no square of s / 3 px fits into is taken away.
+
+    Strokes are narrower, shadows are wider.
+    """
+    reach = len(light) // 6
+    around = sliding_window_view(np.pad(light, 1, mode="edge"), (3, 3))              # s s 3 3
+    x = torch.from_numpy(np.median(around, axis=(2, 3)))[None]                       # less noise, edges stay
+    for sign in (-1, 1):                                     # the least, then the most of a square
+        x = sign * F.max_pool2d(sign * x, 2 * reach + 1, 1, reach)
+    return x[0].numpy()
+
+
 def _off_paper(frames, covered):
     """Dark strokes on light paper (c f s s), 0 where `covered` (s, s) is -> white strokes on black.
 
-    After inversion each channel loses the light of the paper, a quadratic surface through it, then three
-    standard deviations of the noise around that; what is left is stretched so that the brightest twentieth of
-    the strokes is 1. One surface and one stretch for all frames. Hard-edged shadows will look like strokes.
+    What the paper looks like without strokes: a quadratic surface through it, and the shadows on that, see
+    `_without_strokes`. Strokes are what share of its light is missing,
+
+        1 - seen / paper
+
+    less three standard deviations of the noise, stretched so that the most inky twentieth is 1. One paper and
+    one stretch for all frames.
     """
     inside, result = covered > 0.5 * covered.max(), []
-    y, x = np.mgrid[-1:1:1j * len(covered), -1:1:1j * len(covered)]
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)          # s s 6
     for light in 1 - frames / np.maximum(covered, 1e-3):     # f s s
         some = light[::max(1, len(light) // 64)]             # enough for the statistics
         usual = np.median(some, axis=0)                      # few strokes, if they move
-        surface = np.median(usual[inside])
-        for _ in range(8):                                   # what stands out of the surface is no paper
-            rest = usual - surface
-            paper = inside & (rest < 3 * np.median(abs(rest[inside])) + 0.01)
-            surface = terms @ np.linalg.lstsq(terms[paper], usual[paper], rcond=None)[0]
-        rest = (some - surface)[:, inside]
+        paper = _surface(usual, inside)
+        paper = paper + _without_strokes(usual - paper)
+        paper = paper + np.median((usual - paper)[inside])   # the least of a square is below its middle
+        light, some = ((x - paper) / (1 - paper).clip(0.1) for x in (light, some))   # f s s
+        rest = some[:, inside]
         black = 3 * 1.4826 * np.median(abs(rest))            # 1.4826: from median to standard deviation
         strokes = rest[rest > black + 0.05]
         white = max(np.quantile(strokes, 0.95), black + 0.1) if strokes.size else 1  # 0.1: stains stay faint
-        result.append(((light - surface - black) / (white - black)).clip(0, 1) * covered)
+        result.append(((light - black) / (white - black)).clip(0, 1) * covered)
     return np.stack(result).astype(np.float32)

@@ -232,7 +232,8 @@ class MakeAVideo:
         with run:
             y_e = self._embed_images(run, keys)
             frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames)
-        if abs(video.fps / (run.fps * skip) - 1) < 1e-3:
+        # A GIF rounds its times: 30 fps come back as 30.04. What is not off by half a frame is the same rate.
+        if abs(video.fps / (run.fps * skip) - 1) < min(0.01, 0.5 / video.frames.shape[2]):
             frames[:, :, :video.frames.shape[2]] = video.frames.to(frames)[:, :, :num_frames] * 2 - 1
         return run.video(frames, run.fps * skip)
 

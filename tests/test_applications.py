@@ -99,6 +99,14 @@ def test_the_given_video_comes_back_at_its_beginning(pipe, video):
     torch.testing.assert_close(made.frames[:, :, :22], video.frames, atol=1e-6, rtol=0)
 
 
+def test_a_video_whose_rate_a_gif_rounded_comes_back_too(pipe, video, tmp_path):
+    from mavlite.inputs import read_video
+    frames, fps = read_video(video[0].save(tmp_path / "a.gif", scale=1), 32)
+    assert 0 < abs(fps / video.fps - 1) < 0.01
+    made = pipe.extend(Video(frames[None], fps), num_frames=60)
+    torch.testing.assert_close(made.frames[:, :, :22], frames[None], atol=1e-6, rtol=0)
+
+
 def test_a_video_of_another_rate_is_read_at_its_key_times(pipe, video):
     every_other = Video(video.frames[:, :, ::3], video.fps / 3)          # its key frames alone
     made, same = pipe.extend(every_other, num_frames=40), pipe.extend(video, num_frames=40)

@@ -130,7 +130,8 @@ def test_real_clips_are_of_the_test_split_and_know_their_digits(smoke_config):
 
 @pytest.fixture(scope="module")
 def evaluation(smoke_weights):
-    return Evaluation(smoke_weights, Sizes(videos=3, motion=3, frames=2, timed=1), device="cpu")
+    return Evaluation(smoke_weights, Sizes(videos=3, motion=3, frames=2, timed=1, applied=2, extended=2,
+                                           length=75), device="cpu")
 
 
 def test_generated_clips_are_those_of_their_prompts(evaluation):
@@ -145,28 +146,35 @@ def test_generated_clips_are_those_of_their_prompts(evaluation):
 
 def test_the_report_holds_every_part(evaluation, capsys):
     report = json.loads(json.dumps(evaluation.run()))        # plain numbers only
-    assert {row["section"] for row in report["scores"]} == {
+    # "frame rate" is there if the tracker sees straight stretches, which one of four steps need not.
+    assert {row["section"] for row in report["scores"]} | {"frame rate"} == {
         "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-FVD", "motion", "frames between",
-        "super-resolution", "flicker", "cost"}
+        "super-resolution", "flicker", "animation", "interpolation", "variation", "frame rate", "morph",
+        "extension", "cost"}
     for row in report["scores"]:
         assert math.isfinite(row["value"]) and row["n"] >= 1 and row["unit"], row
         if row["interval"]:
             assert row["interval"][0] - 1e-6 <= row["value"] <= row["interval"][1] + 1e-6, row
     assert [entry["fps"] for entry in report["motion"]] == [3, 6, 12, 24]
+    found = {(row["section"], row["score"]): row for row in report["scores"]}
+    assert found["animation", "the given frame comes back"]["value"] == pytest.approx(100)
+    assert found["animation", "the given frame, largest error"]["value"] < 1e-5
+    assert sum("jump" in score for _, score in found) == 4
+    assert len(report["extension"]["extended"]) == 5         # 75 frames at 18 a second
     print_table(report)
     said = capsys.readouterr().out
     assert all(row["score"] in said for row in report["scores"])
 
 
 def test_evaluate_writes_a_report_with_plots(smoke_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("mavlite.evaluation.report.QUICK", Sizes(2, 2, 2, 1))
+    monkeypatch.setattr("mavlite.evaluation.report.QUICK", Sizes(2, 2, 2, 1, 1, 1, 60))
     out, weights = tmp_path / "new" / "report.json", shutil.copytree(smoke_weights, tmp_path / "weights")
     assert main(["evaluate", "--quick", "--weights", str(weights), "--out", str(out), "--device", "cpu",
                  "--record"]) == 0
     assert all(read_record(weights / stage, stage)["scores"] for stage in STAGES)
     assert main(["info", "--weights", str(weights)]) == 0
     assert json.loads(out.read_text())["digits"] == "glyphs"
-    assert len(list((tmp_path / "new" / "report").glob("*.png"))) == 4
+    assert len(list((tmp_path / "new" / "report").glob("*.png"))) == 5
     assert "| ... SR_h: the whole cascade |" in out.with_suffix(".md").read_text()
 
 

@@ -1,4 +1,5 @@
-"""The pictures of a report: where digits are lost, which are confused, how motion follows the rate."""
+"""The pictures of a report: where digits are lost and how long they last, which are confused, how motion
+follows the rate."""
 
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def save_plots(report, folder):
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, plot in (("accuracy", plot_accuracy), ("confusion", plot_confusion),
-                       ("distances", plot_distances), ("motion", plot_motion)):
+                       ("distances", plot_distances), ("motion", plot_motion),
+                       ("extension", plot_extension)):
         figure = plot(report)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
@@ -74,5 +76,20 @@ def plot_motion(report):
                   marker=marker, label=which)
     axes.axhline(36, linestyle="--", color="0.5")
     axes.set(xscale="log", xlabel="key frames per second", ylabel="median speed, px/s", ylim=(0, 60))
+    axes.legend()
+    return figure
+
+
+def plot_extension(report):
+    """Both digits found in each second of extended videos and of real clips as long; grey: the interval."""
+    table = report["extension"]
+    figure, axes = plt.subplots(figsize=(6, 3))
+    middle = [second + 0.5 for second in range(len(table["extended"]))]
+    axes.fill_between(middle, *zip(*table["interval"]), color="0.85")
+    axes.plot(middle, table["real"], marker="o", markersize=3, color="0.5", label="real")
+    axes.plot(middle, table["extended"], marker="x", color="black", label="extended")
+    axes.axvline(table["given_seconds"], linestyle="--", color="0.5")
+    axes.set(ylim=(0, 1.02), xlabel="second of the video (left of the dashed line: as given)",
+             ylabel="clips with both digits")
     axes.legend()
     return figure

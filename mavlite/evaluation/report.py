@@ -6,7 +6,7 @@ was seen in training: test digits, other clips, and networks that share nothing 
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, record_scores
 from mavlite.device import autocast
 from mavlite.errors import MavliteError
-from mavlite.evaluation import distances, fidelity, motion
+from mavlite.evaluation import applications, distances, fidelity, motion
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval, score
 from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import RealClips, decode, generate, image_embeds, text_embeds
@@ -41,9 +41,12 @@ class Sizes:
     motion: int                              # key-frame clips for each rate
     frames: int                              # real clips for upF and super-resolution
     timed: int                               # videos timed, one by one
+    applied: int                             # real clips animated, varied, ...
+    extended: int                            # real clips extended
+    length: int                              # frames that those get
 
 
-FULL, QUICK = Sizes(2048, 256, 256, 5), Sizes(33, 22, 8, 1)
+FULL, QUICK = Sizes(2048, 256, 256, 5, 256, 64, 600), Sizes(33, 22, 8, 1, 3, 2, 600)
 
 
 class Evaluation:
@@ -66,7 +69,7 @@ class Evaluation:
         """The whole report as a dict of plain numbers, ready for JSON."""
         started, report = time.perf_counter(), {}
         parts = [self.prompt_accuracy, self.clip_similarity, self.frechet, self.motion, self.interpolation,
-                 self.super_resolution, self.cost]
+                 self.super_resolution, self.applications, self.cost]
         with torch.inference_mode():
             bar = tqdm(total=len(parts) + 1, disable=not self.progress)
             bar.set_description("videos")
@@ -287,6 +290,12 @@ class Evaluation:
                 parts.append(to_unit(made).float().cpu())
         return torch.cat(parts)
 
+    # ------------------------------------------------------------ applications
+
+    def applications(self):
+        """Animation, interpolation, variation, frame rates, morphing and extension: a section each."""
+        return applications.measure(self)
+
     # ------------------------------------------------------------ cost
 
     def cost(self):
@@ -353,7 +362,9 @@ def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None
     """
     out, sizes = Path(out), QUICK if quick else FULL
     if videos is not None:
-        sizes = Sizes(videos, min(videos, sizes.motion), min(videos, sizes.frames), sizes.timed)
+        fewer = {name: min(videos, getattr(sizes, name))
+                 for name in ("motion", "frames", "applied", "extended")}
+        sizes = replace(sizes, videos=videos, **fewer)
     if sizes.videos < 2:
         raise MavliteError("a distance between sets of clips needs 2 videos or more")
     if out.suffix != ".json":

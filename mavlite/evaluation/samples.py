@@ -1,5 +1,6 @@
 """The clips that an evaluation looks at: real ones of the test split, generated ones for all 55 prompts."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,13 @@ class RealClips:
         self.clips = LabelledClips(digits, TEST_SEED, data.channels)
         labels = self.clips.labels(self.indices)
         self.pairs = pair_index(labels[:, 0], labels[:, 1])                          # n
+
+    def only(self, rows):
+        """Those of these clips at positions `rows` (a sequence of ints)."""
+        chosen = copy.copy(self)
+        chosen.indices = [self.indices[row] for row in rows]
+        chosen.pairs = self.pairs[torch.as_tensor(rows, dtype=torch.long)]
+        return chosen
 
     def _fps(self, fps):
         return torch.full((len(self.indices),), float(fps or self.data.fps))
@@ -71,7 +79,8 @@ def generate(pipe, count, *, seed=0, batch=8, progress=False):
             x = stages[name]
             first = pipe.data.frame_skip // 2 if name == "interpolation" else 0
             complete = name in ("decoder_t", "image_embeds", "text_embeds")
-            kept.append(x if complete else x[:, :, first::pipe.data.frame_skip])
+            # A copy: a view would keep all the other frames in memory.
+            kept.append(x if complete else x[:, :, first::pipe.data.frame_skip].clone())
     whole = {name: torch.cat(kept) for name, kept in parts.items()}
     return Generated(prompts, pairs, {name: whole[name] for name in STAGES_OF_A_VIDEO}, whole["image_embeds"],
                      whole["text_embeds"])
