@@ -9,6 +9,7 @@ here. See notebooks/assignments/README.md.
 
 import argparse
 import copy
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -188,9 +189,13 @@ def run_in_kernel(notebook, folder, timeout):
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     client = NotebookClient(notebook, timeout=timeout, interrupt_on_timeout=True, kernel_name="python3",
+                            extra_arguments=["--IPKernelApp.log_level=40"],          # errors only
                             resources={"metadata": {"path": str(folder)}})
+    # With this very package, installed or not.
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     errors, dead = [], None
-    with client.setup_kernel():
+    with client.setup_kernel(env=variables):
         for i, cell in enumerate(notebook.cells):
             errors.append(dead)
             if dead is None and cell.cell_type == "code":
