@@ -1,0 +1,191 @@
+"""Checks of assignment 4: masks, distances, the network's input, loss on hidden frames, known frames kept."""
+
+import torch
+
+from mavlite.teaching.checks.common import call, close, expect, normal, tensor_like
+
+
+def some_mask(batch, num_frames, seed=0):
+    """Masks (b, f) with a different number of known frames in each row, frame 0 hidden in some, none full."""
+    order = normal(batch, num_frames, seed=seed).argsort(dim=1).argsort(dim=1)
+    return order < 1 + torch.arange(batch)[:, None] % (num_frames - 1)
+
+
+def wide(known, x):
+    """(b, f) -> (b, 1, f, 1, 1) in x's dtype."""
+    return known.to(x.dtype)[:, None, :, None, None]
+
+
+def nearest(known):
+    """Frames from each frame to the nearest known one, (b, f) bool -> (b, f), found by trying all."""
+    return torch.tensor([[min(abs(i - j) for j, given in enumerate(row) if given) for i in range(len(row))]
+                         for row in known.tolist()])
+
+
+def is_in_mavlite(row):
+    """Whether mavlite's training masks make this row: a start, an end, one or two frames, every n-th."""
+    frames, f = row.nonzero().flatten().tolist(), len(row)
+    if len(frames) <= 2 or frames == list(range(len(frames))) or frames == list(range(f - len(frames), f)):
+        return True
+    return any(frames == list(range(0, f, skip)) for skip in range(2, f))
+
+
+def check_mask_pattern(mask_pattern, batch=64, num_frames=16):
+    """known = mask_pattern(batch, num_frames, generator): bool (b, f), True where a frame is given."""
+    name = "mask_pattern"
+
+    def made(seed):
+        state = torch.get_rng_state()
+        result = call(mask_pattern, batch, num_frames, torch.Generator().manual_seed(seed))
+        expect(torch.equal(state, torch.get_rng_state()),
+               f"{name}: it draws from the global generator. Pass generator= to every torch.rand and "
+               "torch.randint.")
+        return tensor_like(result, (batch, num_frames), name)
+
+    known = made(1)
+    expect(known.dtype == torch.bool, f"{name}: the mask is {known.dtype}; it should be torch.bool.")
+    expect(known.any(dim=1).all(),
+           f"{name}: {int((~known.any(dim=1)).sum())} of {batch} rows know no frame at all: nothing to "
+           "interpolate from.")
+    expect(not known.all(dim=1).any(),
+           f"{name}: {int(known.all(dim=1).sum())} of {batch} rows hide no frame: nothing to learn from.")
+    expect(batch < 8 or len(known.unique(dim=0)) > batch // 8,
+           f"{name}: the rows are (nearly) all the same; each clip of a batch draws its own mask.")
+    expect(torch.equal(known, made(1)), f"{name}: the same generator state should give the same masks.")
+    expect(not torch.equal(known, made(2)),
+           f"{name}: another seed gives the same masks: the generator is not used.")
+    own = sum(not is_in_mavlite(row) for row in known) / batch
+    expect(own >= 0.25,
+           f"{name}: only {own:.0%} of the rows are a pattern of your own; the others are a start, an end, "
+           "one or two frames, or every n-th, which mavlite trains on already. At least a quarter should be "
+           "new.")
+
+
+def check_distance_to_known(distance_to_known, batch=7, num_frames=9):
+    """d = distance_to_known(known): for (b, f) bool, frames to the nearest known one, divided by f."""
+    name, f = "distance_to_known", num_frames
+    known = some_mask(batch, f, seed=5)
+    wanted = nearest(known)
+    found = tensor_like(call(distance_to_known, known), (batch, f), name)
+    expect(found.is_floating_point(),
+           f"{name}: the result is {found.dtype}; a network's input is floating point.")
+    expect(found.isfinite().all(), f"{name}: there is nan or infinity in it.")
+    expect(not close(found, nearest(~known) / f, 1e-6),
+           f"{name}: the mask is inverted: distances are to the nearest hidden frame.")
+    expect(not found[known].any(),
+           f"{name}: a known frame is no distance away from itself; yours says otherwise.")
+    expect(not close(found, wanted.float(), 1e-6),
+           f"{name}: not divided by the number of frames, so that the input grows with the clip.")
+    expect((found >= 0).all(), f"{name}: there are negative distances; take their absolute value.")
+    past = torch.tensor([[min([i - j for j in range(i + 1) if row[j]] or [f]) for i in range(f)]
+                         for row in known.tolist()])
+    expect(not close(found, past / f, 1e-6),
+           f"{name}: it looks back only; the nearest known frame may come later.")
+    expect(close(found, wanted / f, 1e-6),
+           f"{name}: for known = {known[0].int().tolist()} it should be {wanted[0].tolist()} / {f}, it is "
+           f"{[round(value, 3) for value in (found[0] * f).tolist()]} / {f}.")
+
+
+def check_interpolation_input(interpolation_input, shape=(3, 2, 5, 4, 3)):
+    """Input (b, 2 c + 2, f, h, w) = interpolation_input(x_t, x_0, known)."""
+    name = "interpolation_input"
+    b, c, f, h, w = shape
+    x_t, x_0, known = normal(*shape, seed=1), normal(*shape, seed=2), some_mask(b, f, seed=3)
+    made = tensor_like(call(interpolation_input, x_t, x_0, known, hint="known is (b, f): make it b 1 f 1 1."),
+                       (b, 2 * c + 2, f, h, w), name)
+    noisy, given, mask, far = made.split([c, c, 1, 1], dim=1)
+    one = wide(known, x_0)
+    expect(not close(noisy, given) and not close(noisy, x_0 * one),
+           f"{name}: the order is noisy frames, known frames, mask, distance; the first {c} channels are not "
+           "x_t.")
+    expect(close(noisy, x_t), f"{name}: the first {c} channels should be x_t as it is, of all frames.")
+    expect(not close(given, x_0),
+           f"{name}: hidden frames leak: the network is shown all of x_0. Multiply by the mask.")
+    expect(not close(given, x_0 * (1 - one)),
+           f"{name}: the mask is inverted: it shows the hidden frames and hides the known ones.")
+    expect(not close(given, x_t * one),
+           f"{name}: the known frames are noisy: they should come from x_0, not from x_t.")
+    expect(close(given, x_0 * one),
+           f"{name}: channels {c} to {2 * c - 1} should be x_0 at known frames and 0 at hidden ones. Along "
+           "which dimension does known (b, f) act?")
+    expect(not close(mask, (1 - one).expand_as(mask)),
+           f"{name}: the mask channel is inverted: 1 means known.")
+    expect(close(mask, one.expand_as(mask)),
+           f"{name}: channel {2 * c} should be 1 at known frames and 0 at hidden ones.")
+    distance = nearest(known)
+    expect(close(far, (wide(distance, x_0) / f).expand_as(far), 1e-6),
+           f"{name}: the last channel should be distance_to_known, the same at every pixel of a frame.")
+
+
+def check_hidden_loss(hidden_loss, shape=(4, 2, 6, 3, 3)):
+    """loss = hidden_loss(prediction, target, known): each clip's mean over hidden frames, averaged."""
+    name, b = "hidden_loss", shape[0]
+    target, known = normal(*shape, seed=1), some_mask(b, shape[2], seed=2)
+    # Clips differ in error and in how much is hidden, known frames have an error of their own.
+    error = normal(*shape, seed=3) * (1 + torch.arange(b).double().view(-1, 1, 1, 1, 1))
+    square, hide = error.square(), (1 - wide(known, error)).expand(shape)
+
+    def made(known, error):
+        return tensor_like(call(hidden_loss, target + error, target, known), (), name).item()
+
+    def same(value, other):
+        return abs(value - float(other)) < 1e-8 * (1 + abs(float(other)))
+
+    found, per_clip = made(known, error), (square * hide).flatten(1).sum(1) / hide.flatten(1).sum(1)
+    keep = 1 - hide
+    if not same(found, per_clip.mean()):
+        wrong = [(square.mean(), "known frames count too: the network would be rewarded for copying what it "
+                                 "was given"),
+                 ((((square * keep).flatten(1).sum(1) / keep.flatten(1).sum(1)).mean()),
+                  "the mask is inverted: the loss is on the known frames"),
+                 ((square * hide).sum() / hide.sum(),
+                  "the whole batch is divided by one number, so that clips with more hidden frames count "
+                  "more, and parts of a batch do not average to the whole"),
+                 ((square * hide).mean(), "divided by all frames, hidden or not: masks that hide little "
+                                          "count little"),
+                 ((square * hide).flatten(1).sum(1).mean(), "it is a sum, not a mean: it grows with the "
+                                                            "frame size"),
+                 ((error.abs() * hide).flatten(1).sum(1).div(hide.flatten(1).sum(1)).mean(),
+                  "absolute errors; the loss is on squares")]
+        for value, reason in wrong:
+            expect(not same(found, value), f"{name}: {reason}.")
+        frames = (square * hide).flatten(1).sum(1) / (1 - known.double()).sum(1)
+        expect(not same(found, frames.mean()),
+               f"{name}: divided by the number of hidden *frames*; a frame has c h w numbers. Expand the "
+               "mask first.")
+        raise AssertionError(f"{name}: it should be, for each clip, sum(hidden * (prediction - target)^2) / "
+                             "sum(hidden) over all its numbers, and then the mean over clips.")
+    full = known.clone()
+    full[0] = True                                           # a clip with nothing to predict
+    found = made(full, error)
+    expect(found == found, f"{name}: nan for a clip without hidden frames: 0 / 0. Such a clip counts as 0.")
+    wanted = per_clip.clone()
+    wanted[0] = 0
+    expect(same(found, wanted.mean()),
+           f"{name}: a clip without hidden frames should count as 0, and the others as ever.")
+
+
+def check_replace_known(replace_known, shape=(3, 2, 5, 4, 3), alpha=0.8, sigma=0.6):
+    """x_s = replace_known(x_s, x_0, noise, known, alpha, sigma): known frames as noisy as the step needs."""
+    name = "replace_known"
+    x_s, x_0, noise = (normal(*shape, seed=seed) for seed in (1, 2, 3))
+    known = some_mask(shape[0], shape[2], seed=4)
+    one = wide(known, x_0)
+    alpha, sigma = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+    found = tensor_like(call(replace_known, x_s, x_0, noise, known, alpha, sigma), shape, name)
+    right = alpha * x_0 + sigma * noise
+    expect(not close(found, right * (1 - one) + x_s * one),
+           f"{name}: the mask is inverted: hidden frames are replaced and known ones left.")
+    expect(not close(found, x_0 * one + x_s * (1 - one)),
+           f"{name}: known frames are clean while the others are noisy; the network knows one time t for "
+           "all. Noise them: alpha x_0 + sigma noise.")
+    expect(not close(found, (sigma * x_0 + alpha * noise) * one + x_s * (1 - one)),
+           f"{name}: alpha and sigma are swapped: alpha belongs to x_0.")
+    expect(close(found * (1 - one), x_s * (1 - one)),
+           f"{name}: hidden frames should stay as they are; they changed.")
+    expect(close(found * one, right * one),
+           f"{name}: known frames should be alpha x_0 + sigma noise; they are not.")
+    end, nothing = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    found = tensor_like(call(replace_known, x_s, x_0, noise, known, end, nothing), shape, name)
+    expect(torch.equal(found[known[:, None].expand(shape[:3])], x_0[known[:, None].expand(shape[:3])]),
+           f"{name}: at the end (alpha 1, sigma 0) known frames should be copied through, to the last bit.")

@@ -1,0 +1,106 @@
+"""Checks of assignment 2, attention: linear distance bias, causal, scaled, head by head."""
+
+import math
+
+import torch
+
+from mavlite.teaching.checks.common import call, close, expect, normal, tensor_like
+
+
+def check_distance_bias(distance_bias, slopes=(0.5, 0.125), num_frames=5):
+    """bias = distance_bias(slopes, num_frames): (heads, f, f), -slope * age of key j for query i."""
+    name, f = "distance_bias", num_frames
+    slopes = torch.tensor(slopes, dtype=torch.float64)
+    bias = tensor_like(call(distance_bias, slopes, f), (len(slopes), f, f), name)
+    expect(not bias.isnan().any(), f"{name}: there is nan in it; 0 * infinity is one way to get it.")
+    future = torch.ones(f, f).triu(1).bool()
+    expect(not (bias[:, future.T] == -math.inf).all() or (bias[:, future] == -math.inf).any(),
+           f"{name}: rows and columns are exchanged: entry i, j is for query i and key j, and j > i is the "
+           "future.")
+    expect((bias[:, future] == -math.inf).all(),
+           f"{name}: it sees the future: entries with j > i should be -infinity, so that softmax gives them "
+           "0.")
+    diagonal = bias.diagonal(dim1=1, dim2=2)
+    expect(not (diagonal == -math.inf).any(),
+           f"{name}: a frame may not look at itself. Then frame 0 sees nothing at all and softmax gives nan.")
+    expect(not diagonal.any(), f"{name}: the diagonal should be 0: a frame is no distance away from itself.")
+    past = bias[:, 1:, 0]                                    # (heads, f - 1), ages 1 ... f - 1
+    age = torch.arange(1, f, dtype=torch.float64)
+    expect(not (past > 0).all(),
+           f"{name}: the sign is wrong: frames longer ago should score lower, so the bias is negative.")
+    expect(len(slopes) == 1 or not close(past, (-slopes[0] * age).expand(len(slopes), -1)),
+           f"{name}: all heads have the same slope; head h has slopes[h].")
+    wanted = -slopes[:, None, None] * (torch.arange(f)[:, None] - torch.arange(f)).double()
+    expect(close(bias[:, ~future], wanted[:, ~future]),
+           f"{name}: entry i, j should be -slope * (i - j) for j <= i. Entry 1, 0 of head 0 is "
+           f"{bias[0, 1, 0]:g}, it should be {-slopes[0]:g}.")
+
+
+def last_over_first(temporal_attention, q, k, slopes):
+    """With two frames: log(weight of frame 1 / weight of frame 0) as frame 1 sees it, (b, c, h, w)."""
+    v = torch.zeros_like(q)
+    v[:, :, 1] = 1                                           # the output is the weight of frame 1
+    weight = tensor_like(call(temporal_attention, q, k, v, slopes), q.shape, "temporal_attention")[:, :, 1]
+    return torch.log(weight / (1 - weight))
+
+
+def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2):
+    """y = temporal_attention(q, k, v, slopes), all b c f h w; channels are (heads d), slopes (heads,)."""
+    name = "temporal_attention"
+    b, c, f, h, w = shape
+    d, none = c // heads, torch.zeros(heads, dtype=torch.float64)
+    hint = "q, k, v are b (heads d) f h w; attention wants b heads (h w) f d."
+    q, k, v = (normal(*shape, seed=seed) for seed in (1, 2, 3))
+
+    # Nothing to choose by: every frame is the mean of what it may see.
+    zero = torch.zeros_like(q)
+    y = tensor_like(call(temporal_attention, zero, zero, v, none, hint=hint), shape, name)
+    expect(y.isfinite().all(), f"{name}: there is nan in it. Does every frame see at least itself?")
+    running = v.cumsum(dim=2) / torch.arange(1, f + 1).view(1, 1, f, 1, 1)
+    expect(not close(y, v.mean(dim=2, keepdim=True).expand(shape)),
+           f"{name}: it sees the future: every frame is the mean of all. Is distance_bias added to the "
+           "scores?")
+    expect(not close(y.mean(dim=2), v.mean(dim=(3, 4), keepdim=True).mean(dim=2).expand(b, c, h, w)),
+           f"{name}: it attends over positions, not over frames. {hint}")
+    expect(close(y, running),
+           f"{name}: with q = k = 0 and no slopes, frame i should be the mean of frames 0 ... i of v, "
+           f"channel by channel and position by position. {hint} Do the weights add up to 1, and over the "
+           "keys?")
+
+    # Two frames: one weight tells the score.
+    q2, k2 = q[:, :, :2], k[:, :, :2]
+    difference = q2[:, :, 1] * (k2[:, :, 1] - k2[:, :, 0])                           # b c h w
+    per_head = difference.view(b, heads, d, h, w).sum(dim=2).repeat_interleave(d, dim=1)
+    found = last_over_first(temporal_attention, q2, k2, none)
+    scale = (found / per_head).median().item()
+    if not close(found, scale * per_head, 1e-6):
+        other = difference.view(b, d, heads, h, w).sum(dim=1).repeat(1, d, 1, 1)
+        ratio = (found / other).median().item()
+        expect(not close(found, ratio * other, 1e-6),
+               f"{name}: channels are split as (d heads); they are (heads d): head 0 owns the first d "
+               "channels.")
+        raise AssertionError(f"{name}: the scores are not q . k summed over the {d} channels of each head. "
+                             f"{hint}")
+    for value, reason in ((1, "the scale 1/√d is missing"), (c**-0.5, "the scale is 1/√channels"),
+                          (1 / d, "the scale is 1/d"), (d**0.5, "the scores are multiplied by √d")):
+        expect(abs(scale - value) > 1e-4 * value or abs(value - d**-0.5) < 1e-6,
+               f"{name}: {reason}: scores are q . k / √d (eq. 3's softmax), d = {d} the channels of one "
+               "head.")
+    expect(abs(scale - d**-0.5) < 1e-6,
+           f"{name}: scores are multiplied by {scale:.4g}, not by 1/√d = {d**-0.5:.4g}.")
+
+    slopes = torch.linspace(0.25, 1.5, heads, dtype=torch.float64)
+    found = last_over_first(temporal_attention, q2 * 0, k2, slopes)
+    wanted = slopes.repeat_interleave(d).view(1, c, 1, 1).expand_as(found)
+    expect(found.abs().max() > 1e-9,
+           f"{name}: the slopes have no effect. Is distance_bias added *before* softmax?")
+    expect(not close(found, wanted * d**-0.5, 1e-6) or d == 1,
+           f"{name}: the bias is scaled by 1/√d with the scores: add it after the scaling.")
+    expect(close(found, wanted, 1e-6),
+           f"{name}: a frame's distance should cost slopes[head]; it does not. {hint}")
+
+    y = tensor_like(call(temporal_attention, q, k, v, slopes), shape, name)
+    turned = call(temporal_attention, *(x.flip(0, 3, 4) for x in (q, k, v)), slopes)
+    expect(close(tensor_like(turned, shape, name).flip(0, 3, 4), y),
+           f"{name}: positions or videos see each other: turning the pictures changes more than their order. "
+           f"{hint}")

@@ -1,0 +1,221 @@
+"""Checks of assignment 5: noise that frames share in part, augmentation, the network's input, flicker."""
+
+import math
+
+import torch
+
+from mavlite.teaching.checks.common import call, close, expect, normal, tensor_like
+
+PIXELS = 20_000                                              # enough of them for statistics to 5 deviations
+
+
+def drawn(make_noise, shape, rho, seed=1):
+    """The noise a function makes, in float64, drawn from its generator and from no other."""
+    name, state = make_noise.__name__, torch.get_rng_state()
+    result = call(make_noise, shape, rho, torch.Generator().manual_seed(seed))
+    expect(torch.equal(state, torch.get_rng_state()),
+           f"{name}: it draws from the global generator. Pass generator= to every torch.randn.")
+    return tensor_like(result, shape, name).double()
+
+
+def large(shape):
+    """The shape, with frames high enough for statistics."""
+    b, c, f, h, w = shape
+    return (b, c, f, max(h, math.ceil(PIXELS / (b * c * w))), w)
+
+
+def correlations(noise):
+    """Between frames: (f, f), over all videos, channels and pixels."""
+    return torch.corrcoef(noise.movedim(2, 0).flatten(1))
+
+
+def check_noise(make_noise, shape, rho, wanted):
+    """What both kinds of noise have in common. wanted: rho -> (f, f) correlations."""
+    name, shape = make_noise.__name__, large(shape)
+    b, c, f, h, w = shape
+    noise, slack = drawn(make_noise, shape, rho), 6 / math.sqrt(b * c * h * w)
+    variance = noise.movedim(2, 0).flatten(1).var(dim=1)     # of each frame
+    worst = variance[(variance - 1).abs().argmax()].item()
+    expect((variance - 1).abs().max() < 1.5 * slack,
+           f"{name}: the variance is not one: frame {int((variance - 1).abs().argmax())} has {worst:.3f}. "
+           "The network learned from noise of variance 1. Variances of independent parts add up: weights "
+           "are roots.")
+    expect(noise.mean().abs() < slack, f"{name}: the mean is {noise.mean():.3f}, not 0.")
+    own = drawn(make_noise, shape, 0.0)
+    expect((correlations(own) - torch.eye(f)).abs().max() < slack,
+           f"{name}: at rho = 0 frames are still correlated; each should have noise of its own.")
+    shared = drawn(make_noise, shape, 1.0)
+    expect(close(shared, shared[:, :, :1].expand(shape), 1e-5),
+           f"{name}: at rho = 1 all frames of a video should have the very same noise (the paper's choice "
+           "for SR_h); the noise is drawn per frame.")
+    for dim, what in ((0, "videos"), (1, "channels"), (3, "rows"), (4, "columns")):
+        if noise.shape[dim] > 1:
+            a, other = shared.select(dim, 0).flatten(), shared.select(dim, 1).flatten()
+            # Frames repeat each other here: a share of 1/f of the numbers is independent.
+            expect(torch.corrcoef(torch.stack([a, other]))[0, 1].abs() < 6 / math.sqrt(len(a) / f),
+                   f"{name}: {what} share their noise too; only frames of one video should.")
+    found = correlations(noise)
+    return name, found, slack, wanted(rho)
+
+
+def pair(found):
+    """The mean correlation of neighbouring frames."""
+    return found.diagonal(offset=1).mean().item()
+
+
+def check_correlated_noise(correlated_noise, shape=(2, 3, 6, 24, 24), rho=0.6):
+    """noise = correlated_noise(shape, rho, generator): every two frames of a video correlate by rho."""
+    f = shape[2]
+    name, found, slack, wanted = check_noise(
+        correlated_noise, shape, rho, lambda rho: torch.full((f, f), rho).fill_diagonal_(1))
+    expect(abs(pair(found) - rho**2) > slack,
+           f"{name}: neighbouring frames correlate by rho^2 = {rho**2:.2f}, not by rho = {rho:.2f}: the "
+           "shared part enters two frames, so its weight is the root of rho.")
+    expect(abs(pair(found) - (1 - rho)) > slack or abs(1 - 2 * rho) < 2 * slack,
+           f"{name}: frames correlate by 1 - rho: the weights of shared and own noise are swapped.")
+    expect(f < 3 or abs(found[0, -1] - found[0, 1]) < 2 * slack,
+           f"{name}: the correlation falls with distance; here every two frames are equally correlated.")
+    expect((found - wanted).abs().max() < slack,
+           f"{name}: frames correlate by {pair(found):.3f}, not by rho = {rho:.2f}.")
+    check_drawn_anew(correlated_noise, shape, rho)
+
+
+def check_chain_noise(chain_noise, shape=(2, 3, 6, 24, 24), rho=0.6):
+    """noise = chain_noise(shape, rho, generator): frames d apart correlate by rho^d."""
+    f = shape[2]
+    distance = (torch.arange(f)[:, None] - torch.arange(f)).abs()
+    name, found, slack, wanted = check_noise(chain_noise, shape, rho, lambda rho: rho ** distance.double())
+    expect(f < 3 or abs(found[0, -1] - found[0, 1]) > slack,
+           f"{name}: frames far apart correlate as much as neighbours; in a chain the correlation falls as "
+           "rho^d.")
+    expect(abs(pair(found) - math.sqrt(rho)) > slack,
+           f"{name}: neighbours correlate by root(rho): the frame before enters with weight rho, not with "
+           "its root.")
+    expect(abs(pair(found) - math.sqrt(1 - rho**2)) > slack or abs(math.sqrt(1 - rho**2) - rho) < 2 * slack,
+           f"{name}: the weights are swapped: rho belongs to the frame before, root(1 - rho^2) to the new "
+           "noise.")
+    expect((found - wanted).abs().max() < slack,
+           f"{name}: neighbours correlate by {pair(found):.3f}, not by rho = {rho:.2f}, or frames d apart "
+           "not by rho^d.")
+    check_drawn_anew(chain_noise, shape, rho)
+
+
+def check_drawn_anew(make_noise, shape, rho):
+    name = make_noise.__name__
+    expect(torch.equal(drawn(make_noise, shape, rho, seed=5), drawn(make_noise, shape, rho, seed=5)),
+           f"{name}: the same generator state should give the same noise.")
+    expect(not torch.equal(drawn(make_noise, shape, rho, seed=5), drawn(make_noise, shape, rho, seed=6)),
+           f"{name}: another seed gives the same noise: the generator is not used.")
+
+
+def check_augment(augment, shape=(3, 2, 4, 24, 24), levels=(0.0, 0.6, 1.0)):
+    """noisy = augment(low, level, generator): one level (b,) a video, one noise for its frames."""
+    name = "augment"
+    b, c, f, h, w = shape
+    level, low = torch.tensor(levels, dtype=torch.float64), normal(*shape, seed=1).clamp(-1, 1)
+    made = tensor_like(call(augment, low, level, torch.Generator().manual_seed(2),
+                            hint="level is (b,): one number a video."), shape, name)
+    again = tensor_like(call(augment, low, level, torch.Generator().manual_seed(2)), shape, name)
+    expect(torch.equal(made, again),
+           f"{name}: the same generator state should give the same noise. Pass generator=.")
+    keep = (1 - level**2).sqrt().view(-1, 1, 1, 1, 1)
+    for i, value in enumerate(levels):
+        if value == 0:
+            expect(close(made[i], low[i], 1e-6), f"{name}: at level 0 the low-resolution clip should come "
+                                                 "back as it is. Does each video get its own level?")
+    noise = made - keep * low                                # level * noise, if low is weighted right
+    differences = noise - noise[:, :, :1]
+    alone = made - low
+    expect(f == 1 or not close(alone, alone[:, :, :1].expand(shape), 1e-5),
+           f"{name}: noise is added to all of low: the variance grows to 1 + level^2. Keep it: low enters "
+           "with root(1 - level^2).")
+    linear = made - (1 - level.view(-1, 1, 1, 1, 1)) * low
+    expect(f == 1 or not close(linear, linear[:, :, :1].expand(shape), 1e-5),
+           f"{name}: low enters with 1 - level; for a variance of one it is root(1 - level^2).")
+    expect(differences.abs().max() < 1e-5,
+           f"{name}: noise drawn per frame: what the network makes of it would flicker. Draw b c h w, for "
+           "all frames of a video.")
+    deviation, slack = noise.flatten(1).std(dim=1), 6 / math.sqrt(2 * c * h * w)
+    expect(((deviation - level).abs() <= slack).all(),
+           f"{name}: the noise has deviations {[round(d, 3) for d in deviation.tolist()]} at levels "
+           f"{list(levels)}; they should be equal. (level is a deviation, not a variance.)")
+    active = [i for i, value in enumerate(levels) if value > 0]
+    first, second = (noise[i] / levels[i] for i in (active[0], active[-1]))
+    expect(len(active) < 2 or not close(first, second, 1e-5),
+           f"{name}: all videos get the same noise; only frames of one video should share it.")
+
+
+def check_sr_input(sr_input, shape=(2, 2, 4, 6, 5), size=(12, 15)):
+    """Input (b, 2 c, f, H, W) = sr_input(x_t, low): x_t beside low, each frame enlarged bicubically."""
+    name = "sr_input"
+    b, c, f, h, w = shape
+    x_t = normal(b, c, f, *size, seed=1)
+
+    def enlarged(low):
+        made = call(sr_input, x_t, low, hint="F.interpolate takes b c h w: fold the frames into the batch.")
+        made = tensor_like(made, (b, 2 * c, f, *size), name)
+        expect(not close(made[:, c:], x_t),
+               f"{name}: the order is x_t first, then the enlarged low resolution.")
+        expect(close(made[:, :c], x_t), f"{name}: the first {c} channels should be x_t as it is.")
+        return made[:, c:]
+
+    flat = torch.arange(b * c * f).double().view(b, c, f, 1, 1)
+    made = enlarged(flat.expand(shape).clone())
+    expect(close(made, flat.expand_as(made)),
+           f"{name}: frames of one brightness each do not come back at their places: frames are permuted "
+           "with channels or videos, or mixed with each other. b c f h w -> (b f) c h w, and back.")
+    column = torch.zeros(h).double()
+    column[h // 2] = 1
+    made = enlarged(column.view(1, 1, 1, h, 1).expand(shape).clone())
+    expect(made.min() < -1e-3,
+           f"{name}: an edge does not overshoot: this is nearest or bilinear enlargement; bicubic was asked "
+           "for.")
+    ramp = torch.arange(h).double()
+    made = enlarged(ramp.view(1, 1, 1, h, 1).expand(shape).clone())[0, 0, 0, :, 0]
+    centre = (torch.arange(size[0]) + 0.5) * h / size[0] - 0.5
+    # Away from the border a bicubic ramp is a ramp on average over one period of the two grids.
+    inside, period = (centre >= 1) & (centre <= h - 2), size[0] // math.gcd(size[0], h)
+    made, centre = (x[inside].unfold(0, period, 1).mean(dim=1) for x in (made, centre))
+    expect(close(made, centre, 1e-6),
+           f"{name}: pixel centres move: a ramp of brightness comes back steeper, flatter or shifted. "
+           "align_corners=True stretches a picture; leave it at False.")
+
+
+def check_flicker(flicker, shape=(3, 2, 5, 8, 12), factor=4):
+    """value (b,) = flicker(video, factor): how much detail finer than `factor` pixels changes over frames."""
+    name = "flicker"
+    b, c, f, h, w = shape
+
+    def made(video):
+        return tensor_like(call(flicker, video, factor, hint="Blocks of factor x factor pixels."), (b,), name)
+
+    still = normal(b, c, 1, h, w, seed=1).expand(shape).clone()
+    expect(close(made(still), torch.zeros(b)),
+           f"{name}: a still video should have none: differences are over frames.")
+    coarse = normal(b, c, f, h // factor, w // factor, seed=2)
+    coarse = coarse.repeat_interleave(factor, dim=3).repeat_interleave(factor, dim=4)
+    expect(close(made(coarse), torch.zeros(b)),
+           f"{name}: what changes is coarser than {factor} pixels and should not count. Subtract the mean of "
+           "each block first.")
+    # One pixel pattern, of mean 0 in each block, with its sign turned every frame: differences of 2 a.
+    sign = torch.ones(h, w).double()
+    sign[:, 1::2] = -1
+    turn = (-1.0) ** torch.arange(f).double()
+    amplitude = torch.arange(1, b + 1).double()
+    video = amplitude.view(b, 1, 1, 1, 1) * turn.view(1, 1, f, 1, 1) * sign
+    found, wanted = made(video.expand(shape).clone()), 2 * amplitude
+    expect(not close(found, wanted**2), f"{name}: the mean of squares without its root: twice the contrast "
+                                        "should give twice the flicker.")
+    expect(b == 1 or not close(found, found.mean().expand(b)),
+           f"{name}: one number for the whole batch; give each video its own.")
+    expect(close(found, wanted), f"{name}: detail whose sign turns every frame, of size a, should give 2 a; "
+                                 f"for a = 1 it is {found[0]:.4g}.")
+    once = torch.zeros(shape, dtype=torch.float64)
+    once[:, :, 0] = sign                                     # f - 1 differences, one of them 1
+    found = made(once)
+    expect(not close(found, torch.full((b,), 1 / (f - 1)).double()) or f == 2,
+           f"{name}: a mean of absolute differences; take the root of the mean square, which large changes "
+           "dominate.")
+    expect(close(found, torch.full((b,), (f - 1) ** -0.5).double()),
+           f"{name}: it should be the root of the mean of squared differences over frames, channels and "
+           "pixels.")
