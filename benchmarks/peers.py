@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from benchmarks.command import machine, run, table, write
 from benchmarks.timing import median_seconds
@@ -171,7 +172,8 @@ def main():
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"),
                              max_tasks_per_child=1) as pool:
         try:
-            results = [pool.submit(measure, name, args.weights, args.repeats).result() for name in names]
+            results = [pool.submit(measure, name, args.weights, args.repeats).result()
+                       for name in tqdm(names, unit="network")]
             ours = pool.submit(text_to_clip, args.weights, args.repeats).result()
         except BrokenProcessPool:
             raise MavliteError("a measuring process was killed, probably for want of memory; "
