@@ -1,11 +1,18 @@
 """Progressive distillation: a perfect student of N steps ends exactly where its teacher of 2 N does."""
 
+import shutil
+
 import pytest
 import torch
+from conftest import ROOT, SMOKE
 
+from mavlite.checkpoint import read_record
+from mavlite.config import load_config
 from mavlite.diffusion import Diffusion
 from mavlite.distillation import distillation_loss, student_times, two_steps_as_one
 from mavlite.errors import MavliteError
+from mavlite.pipeline import MakeAVideo
+from mavlite.reproduce import reproduce_all
 from mavlite.sampling import ddim
 from mavlite.stages import load_network
 from mavlite.training import Trainer
@@ -96,3 +103,38 @@ def test_a_student_comes_closer_to_its_teacher(student):
 def test_what_cannot_be_distilled_is_refused(smoke_config, stage, overrides, said):
     with pytest.raises(MavliteError, match=said):
         smoke_config(stage, [*STUDENT, "distill.teacher=anywhere", *overrides])
+
+
+def test_a_student_of_a_student_generates_in_two_unguided_evaluations(smoke_weights, tmp_path):
+    """configs/distill.yaml's chain in small: teacher -> 4 -> 2, each time a folder with a whole cascade."""
+    teacher = smoke_weights
+    for steps, scale in ((4, 2.0), (2, 1.0)):
+        folder = tmp_path / f"distill-{steps}"
+        shutil.copytree(teacher, folder / "weights")
+        stages = ["interpolation", "decoder_t"]              # upF first: it names the D^t it came from
+        reproduce_all(SMOKE, folder, only=stages, device="cpu", overrides=[
+            f"distill.teacher={teacher}", f"distill.guidance_scale={scale}", f"sample.steps={steps}",
+            "sample.sampler=ddim", "sample.guidance_scale=1.0", "train.steps=2"])
+        for stage in stages:
+            before, after = (read_record(weights / stage, stage) for weights in (teacher, folder / "weights"))
+            assert after["provenance"]["started_from"] == f"{stage} ({before['sha256'][:12]})"
+            assert after["sha256"] != before["sha256"] and after["config"]["sample"]["steps"] == steps
+        teacher = folder / "weights"
+
+    pipe, seen = MakeAVideo.from_pretrained(teacher, device="cpu"), {stage: [] for stage in stages}
+    for stage in stages:
+        pipe.networks[stage].register_forward_pre_hook(lambda _, args, s=stage: seen[s].append(len(args[0])))
+    video = pipe(["two and 4", "seven and 9"])
+    assert seen["decoder_t"] == [2, 2]                       # two evaluations, of two videos and no null half
+    assert len(seen["interpolation"]) == 2
+    assert video.frames.isfinite().all() and video.frames.std() > 0
+
+
+@pytest.mark.parametrize("stage", ["decoder_t", "interpolation"])
+def test_the_recipe_makes_students_of_the_cpu_recipe_s_teachers(stage):
+    student, teacher = (load_config(ROOT / "configs" / name, stage) for name in ("distill.yaml", "cpu.yaml"))
+    assert student.model == teacher.model and student.clip == teacher.clip
+    assert student.diffusion.prediction_type == teacher.diffusion.prediction_type
+    for name in ("channels", "sizes", "num_frames", "fps", "fps_range", "frame_skip", "condition"):
+        assert getattr(student.data, name) == getattr(teacher.data, name)
+    assert student.distill.teacher and student.distill.guidance_scale == teacher.sample.guidance_scale

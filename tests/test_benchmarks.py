@@ -1,0 +1,169 @@
+"""The benchmarks' pure parts, and the commands on smoke weights: what they write, never how fast."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SMOKE
+
+from benchmarks import curve, peers, predictions, steps, training
+from benchmarks.command import table
+from mavlite.config import SampleConfig
+from mavlite.errors import MavliteError
+
+
+def row(**changes):
+    return {"stage": "decoder", "measure": "judge accuracy", "unit": "share", "sampler": "ddim",
+            "guidance_scale": 1.0, "steps": 4, "score": 0.5, "n": 10, "seconds": 0.1, "shipped": 0,
+            "weights": "aa"} | changes
+
+
+# ---------------------------------------------------------------- the knee and the CSV
+
+def test_the_knee_is_the_fewest_evaluations_within_the_tolerance():
+    rows = [row(steps=count, score=value) for count, value in
+            [(1, 0.2), (2, 0.795), (4, 0.791), (8, 0.8), (16, 0.78)]]
+    best, bend = curve.knee(rows)
+    assert (best["steps"], bend["steps"]) == (8, 2)
+    for second, wanted in ((20.1, 1), (20.2, 2)):
+        rows = [row(unit="dB", steps=1, score=20.0), row(unit="dB", steps=2, score=second)]
+        assert curve.knee(rows)[1]["steps"] == wanted
+
+
+def test_a_guided_step_counts_as_two_evaluations():
+    alone, guided = row(steps=4, score=0.7), row(steps=3, score=0.7, guidance_scale=3.0)
+    assert curve.knee([alone, guided])[1] is alone
+    assert curve.knee([alone, guided | {"steps": 1}])[1]["guidance_scale"] == 3.0
+    better = guided | {"steps": 2, "score": 0.705}           # as many evaluations
+    assert curve.knee([alone, better])[1] is better
+
+
+def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
+    path = tmp_path / "steps.csv"
+    assert curve.read_rows(path) == []
+    old = [row(steps=1), row(steps=2), row(stage="sr_h", measure="PSNR", unit="dB", score=20.25)]
+    curve.write_rows(old, path)
+    assert curve.read_rows(path) == old
+    merged = curve.merge(old, [row(steps=2, score=0.6), row(stage="prior", steps=1)])
+    assert [(r["stage"], r["steps"], r["score"]) for r in merged] == [
+        ("prior", 1, 0.5), ("decoder", 1, 0.5), ("decoder", 2, 0.6), ("sr_h", 4, 20.25)]
+
+
+@pytest.mark.parametrize("change", [{"weights": "bb"}, {"n": 20}])
+def test_a_curve_never_mixes_weights_or_clips(change):
+    old = [row(steps=1), row(steps=2), row(stage="sr_h", measure="PSNR")]
+    merged = curve.merge(old, [row(steps=2, **change)])
+    assert [(r["stage"], r["steps"]) for r in merged] == [("decoder", 2), ("sr_h", 4)]
+
+
+def test_another_file_is_not_taken_for_the_curve(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(MavliteError, match="no table of this command"):
+        curve.read_rows(path)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_guidance_is_compared_where_there_is_something_to_be_guided_by(smoke_config):
+    def scales(stage, *overrides):
+        ways = steps.settings(stage, smoke_config(stage, overrides))
+        assert smoke_config(stage, overrides).sample in ways
+        return {way.guidance_scale for way in ways}
+    assert scales("decoder_t") == {1.0, 2.0}                 # its own
+    assert scales("prior") == {1.0, steps.GUIDANCE} and scales("sr_h") == {1.0}
+    student = ("distill.teacher=x", "sample.sampler=ddim", "sample.guidance_scale=1.0", "sample.steps=3")
+    assert scales("decoder_t", *student) == {1.0}
+
+
+# ---------------------------------------------------------------- predictions and ratios
+
+def test_predicted_seconds_follow_the_evaluations():
+    before = {"decoder_t": SampleConfig(steps=12, guidance_scale=3.0), "sr_h": SampleConfig(steps=4)}
+    folded = {"decoder_t": dataclasses.replace(before["decoder_t"], guidance_scale=1.0)}
+    seconds = {"clip": 0.1, "decoder_t": 2.4, "sr_h": 1.0}
+    assert predictions.predict(seconds, before, folded) == {"clip": 0.1, "decoder_t": 1.2, "sr_h": 1.0}
+    student = {"decoder_t": SampleConfig(steps=1), "sr_h": SampleConfig(steps=2)}
+    assert predictions.predict(seconds, before, student) == pytest.approx(
+        {"clip": 0.1, "decoder_t": 0.1, "sr_h": 0.5})
+
+
+def test_peers_are_given_as_multiples_of_ours():
+    def one(name, scale):
+        kinds = ("evaluation", "training")
+        return {"name": name, "parameters": 1e6 * scale, "guided, s": 0.5 * scale} | {
+            f"{kind}, {what}": value * scale for kind in kinds
+            for what, value in (("s", 1.0), ("flops", 2e9), ("bytes", 2**30))}
+    results = [one("ours", 1), one("theirs", 12)]
+    line = peers.step_table(results).splitlines()[-1]
+    assert line == "| theirs | 12.0 |" + " 12.000 | 12 × | 24 | 12 × | 12.00 |" * 2
+    ours = {"keys": 3.0, "whole": 6.0, "steps": {"decoder_t": 12, "sr_h": 4}, "frames": (16, 32, 76, 64)}
+    lines = peers.clip_table(results, ours).splitlines()
+    assert [cell.strip() for cell in lines[-1].split("|")[2:-1]] == ["50", "300.000", "100 ×", "50 ×"]
+    assert len(lines) == 5                                   # header, ours twice, one peer
+
+
+def test_a_recipe_s_arithmetic_is_its_step_s_times_its_steps(smoke_config):
+    config = smoke_config("decoder_t", ["train.steps=1000", "train.batch_size=8"])
+    cells = training.row(config, {"seconds": 0.5, "flops": 3e12, "simulator": 0.04}, convolution=12_000.0)
+    assert cells == ["`decoder_t`", 8, "16", "128", "3000", "6000", "50%", "4.0%", 1000, "3.00", "8"]
+
+
+def test_a_table_is_markdown():
+    assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+
+
+# ---------------------------------------------------------------- the commands
+
+@pytest.fixture(scope="module")
+def scores(smoke_weights):
+    return steps.Scores(smoke_weights, videos=3)
+
+
+@pytest.mark.parametrize("stage", steps.DIFFUSION)
+def test_every_diffusion_stage_is_scored_once(scores, smoke_weights, stage):
+    weights, rows = steps.sum_of(smoke_weights, stage), []
+    for new in steps.measure_stage(scores, stage, rows, weights, (1, 2)):
+        rows = curve.merge(rows, new)
+    ways = {(r["sampler"], r["guidance_scale"], r["steps"]) for r in rows}
+    assert ways == {(w.sampler, w.guidance_scale, w.steps)
+                    for w in steps.settings(stage, scores.pipe.configs[stage], (1, 2))}
+    assert sum(r["shipped"] for r in rows) == len(curve.curves(rows))
+    assert list(steps.measure_stage(scores, stage, rows, weights, (1, 2))) == []     # known by now
+    by_way = {(r["sampler"], r["steps"]): r["score"] for r in rows if r["guidance_scale"] == 1}
+    assert by_way["ddim", 1] == pytest.approx(by_way["dpmpp_2m", 1], abs=1e-6)       # one step is DDIM's
+
+
+def test_our_own_side_of_the_peers_is_measured(smoke_weights):
+    ours = peers.measure(peers.OURS, smoke_weights, repeats=1)
+    assert ours["training, flops"] > 2 * ours["evaluation, flops"] > 0
+    assert ours["training, bytes"] >= ours["evaluation, bytes"] >= 0
+    clip = peers.text_to_clip(smoke_weights, repeats=1)
+    assert 0 < clip["keys"] < clip["whole"] and clip["steps"]["decoder_t"] == 2
+    assert "1 ×" in peers.step_table([ours]) and "22 frames of 32 px" in peers.clip_table([ours], clip)
+
+
+def command(name, *arguments):
+    return subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)], cwd=ROOT,
+                          capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, arguments, written", [
+    ("steps", ["--stages", "prior", "sr_h", "--steps", "1", "2", "--videos", "3"], "| `sr_h` | PSNR, dB |"),
+    ("predictions", ["--repeats", "1"], "| D^t and upF students of 1 |"),
+    ("training", ["--config", SMOKE, "--steps", "1"], "| in all |")])
+def test_the_commands_write_their_tables(smoke_weights, tmp_path, name, arguments, written):
+    out = tmp_path / "docs" / "table.md"
+    done = command(name, *arguments, "--weights", smoke_weights, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert written in out.read_text() and out.read_text() in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, arguments, said", [
+    ("steps", ["--videos", "0"], "--videos"), ("predictions", ["--repeats", "0"], "--repeats"),
+    ("training", ["--config", "none.yaml"], "none.yaml"), ("peers", ["--repeats", "0"], "--repeats")])
+def test_mistakes_are_said_in_a_line(name, arguments, said):
+    done = command(name, *arguments)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
