@@ -53,7 +53,8 @@ def plot_loss(run, reference=None):
     log = Path(run) / "log.csv"
     if len(log.read_text().splitlines()) < 2:
         return None
-    from matplotlib.figure import Figure                     # not pyplot: a notebook's backend stays as it is
+    from matplotlib.figure import Figure  # not pyplot: a notebook's backend stays as it is
+
     figure = Figure(figsize=(6, 3.5))
     axes = figure.subplots()
     if reference is not None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mavlite"
 
 # From top to bottom. A module imports modules of its own level or lower ones.
 LEVELS = [
-    {"cli"},
+    {"cli", "teaching"},
     {"apply"},
     {"generate", "info", "reproduce"},
     {"previews", "evaluation"},
@@ -140,7 +140,7 @@ def test_environment_file_and_project_ask_for_the_same():
 def test_what_the_package_imports_is_what_it_depends_on():
     named = {"torch", "torchvision", "einops", "open_clip", "matplotlib", "yaml", "safetensors",
              "huggingface_hub", "tqdm", "imageio", "imageio_ffmpeg", "torchmetrics"}
-    come_along = {"numpy", "PIL", "IPython"}                 # with torch, matplotlib and jupyter
+    come_along = {"numpy", "PIL", "IPython", "nbclient", "nbformat"}     # with torch, matplotlib and jupyter
     optional = {"tensorboard"}
     used = set()
     for path in PACKAGE.rglob("*.py"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure          # not pyplot: a notebook's backend stays as it is
+from matplotlib.figure import Figure  # not pyplot: a notebook's backend stays as it is
 
 DIGITS = range(10)
 
