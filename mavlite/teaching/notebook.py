@@ -57,6 +57,8 @@ def start(preset="cpu", pretrained=True):
     if pretrained not in (True, False, "0", "1"):
         raise MavliteError(f"pretrained: {pretrained!r} is neither True nor False "
                            "(MAVLITE_PRETRAINED: neither 1 nor 0)")
+    if preset == "smoke":
+        torch.set_num_threads(1)                             # tensors this small are faster so
     torch.manual_seed(0)
     plt.rcParams.update({"figure.figsize": (6, 3), "figure.dpi": 90, "image.cmap": "gray", "axes.grid": False,
                          "image.interpolation": "nearest", "axes.spines.top": False,

@@ -13,13 +13,15 @@ from PIL import ImageDraw, ImageFont
 from mavlite.video import GAP, Video, contact_sheet, gif_bytes, to_uint8
 
 CAPTION = 18                                 # px above a moving picture
+HEIGHT = 128                                 # px of a moving picture, about
+GREYS = 16                                   # levels of a moving picture: a GIF of noise is four times larger
 
 
 def show(*items, titles=None, columns=None, fps=6.0):
     """Show frames as pictures and clips as one looping GIF, side by side, each with its title.
 
     items: tensors of frames (b c h w) or clips (b c f h w) in [0, 1], on any device, or `Video`s. All are
-    enlarged to one height by whole factors. titles: one for each picture; by default a Video's prompts.
+    enlarged to about one height by whole factors. titles: one for each picture; by default a Video's prompts.
     columns: pictures a row, by default up to 8. fps: of clips given as tensors; a Video knows its own, and
     clips of several rates play each at its own.
     """
@@ -79,26 +81,26 @@ def _show_stills(frames, names, columns):
 
 def _show_clips(clips, rates, names, columns):
     """One GIF at the highest rate: a slower clip holds its frames longer, a shorter one starts again."""
-    height = math.lcm(*(clip.shape[2] for clip in clips))
-    height *= math.ceil(128 / height)
     fps = min(max(rates), 50)                                # viewers play no GIF faster
     seconds = max(clip.shape[1] / rate for clip, rate in zip(clips, rates))
     times = torch.arange(max(1, round(seconds * fps))) / fps
-    cells = [_with_caption(_enlarged(clip[:, (times * rate + 1e-4).long() % clip.shape[1]], height), name)
+    cells = [_with_caption(_enlarged(clip[:, (times * rate + 1e-4).long() % clip.shape[1]]), name)
              for clip, rate, name in zip(clips, rates, names)]                       # f h w 3 each
-    widest = max(cell.shape[2] for cell in cells)
-    cells = [np.pad(cell, [(0, 0), (0, 0), (0, widest - cell.shape[2]), (0, 0)]) for cell in cells]
-    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+    high, wide = (max(cell.shape[axis] for cell in cells) for axis in (1, 2))
+    cells = [np.pad(cell, [(0, 0), (0, high - cell.shape[1]), (0, wide - cell.shape[2]), (0, 0)],
+                    constant_values=GAP) for cell in cells]
+    cells += [np.full_like(cells[0], GAP)] * (-len(cells) % columns)
     cells = np.pad(np.stack(cells), [(0, 0), (0, 0), (0, 2), (0, 2), (0, 0)], constant_values=GAP)
     page = rearrange(cells, "(r k) f h w c -> f (r h) (k w) c", k=columns)
     # Called a PNG: browsers look at the bytes, and code hosts show what calls itself so, moving.
     display(Image(gif_bytes(page, fps), format="png"))
 
 
-def _enlarged(clip, height):
-    """(c f h w) in [0, 1] -> uint8 (f height width 3), nearest neighbour."""
-    array = rearrange(to_uint8(clip), "c f h w -> f h w c").numpy()
-    scale = height // array.shape[1]
+def _enlarged(clip):
+    """(c f h w) in [0, 1] -> uint8 (f height width 3), nearest neighbour, about HEIGHT high."""
+    levels = (clip.clamp(0, 1) * (GREYS - 1)).round() / (GREYS - 1)
+    array = rearrange(to_uint8(levels), "c f h w -> f h w c").numpy()
+    scale = max(1, round(HEIGHT / array.shape[1]))
     array = array.repeat(scale, axis=1).repeat(scale, axis=2)
     return np.repeat(array, 3, axis=3) if array.shape[3] == 1 else array
 

@@ -48,6 +48,7 @@ def execute(path, *, preset="cpu", pretrained=True, timeout=None, env=None):
     if sys.platform == "win32":                              # the kernel's sockets need this kind of loop
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
+                            extra_arguments=["--IPKernelApp.log_level=40"],          # errors only
                             resources={"metadata": {"path": str(path.parent)}})
     try:
         client.execute(env=variables)
@@ -124,6 +125,8 @@ def main(argv=None):
         elif not args.notebooks:
             raise MavliteError("name notebooks to execute, such as notebooks/03_diffusion.ipynb")
         for path in args.notebooks:
+            if args.in_place and args.preset == "smoke":
+                raise MavliteError("--in-place: the pictures of preset smoke show nothing; use cpu or t4")
             notebook, measured = execute(path, preset=args.preset, pretrained=bool(args.pretrained))
             if args.in_place:
                 keep(path, notebook, measured)
