@@ -47,8 +47,8 @@ def start(preset="cpu", pretrained=True):
 
     preset: "smoke" (seconds, glyph digits, networks too small to be looked at), "cpu" or "t4": which file of
     `configs/` says how networks are trained. pretrained: load the shipped networks instead of training.
-    MAVLITE_PRESET and MAVLITE_PRETRAINED (0 or 1) in the environment override the two. Also seeds torch and
-    sets matplotlib up for small grey frames. Raises MavliteError for any other value.
+    MAVLITE_PRESET and MAVLITE_PRETRAINED (0 or 1) in the environment override the two. Also seeds torch, has
+    GPUs compute in full precision, and sets matplotlib up for small grey frames. Raises MavliteError for any other value.
     """
     preset = os.environ.get("MAVLITE_PRESET", preset)
     if preset not in PRESETS:
@@ -59,6 +59,7 @@ def start(preset="cpu", pretrained=True):
                            "(MAVLITE_PRETRAINED: neither 1 nor 0)")
     if preset == "smoke":
         torch.set_num_threads(1)                             # tensors this small are faster so
+    torch.backends.cudnn.allow_tf32 = False                  # so that "the same result" can be asserted
     torch.manual_seed(0)
     plt.rcParams.update({"figure.figsize": (6, 3), "figure.dpi": 90, "image.cmap": "gray", "axes.grid": False,
                          "image.interpolation": "nearest", "axes.spines.top": False,
