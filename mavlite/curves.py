@@ -53,10 +53,10 @@ def plot_loss(run, reference=None):
     log = Path(run) / "log.csv"
     if len(log.read_text().splitlines()) < 2:
         return None
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(6, 3.5))
+    from matplotlib.figure import Figure  # not pyplot: a notebook's backend stays as it is
+
+    figure = Figure(figsize=(6, 3.5))
+    axes = figure.subplots()
     if reference is not None:
         axes.plot(*read_curve(reference), color="0.6", linewidth=4,
                   label=f"reference, {Path(reference).stem}")
@@ -65,7 +65,6 @@ def plot_loss(run, reference=None):
     axes.legend()
     path = Path(run) / "loss.png"
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
     return path
 
 

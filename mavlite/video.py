@@ -81,7 +81,7 @@ class Video:
             if suffix == ".mp4":
                 _write_mp4(temporary, _pictures(self.frames, scale), self.fps)
             elif suffix == ".gif":
-                temporary.write_bytes(_gif_bytes(_pictures(self.frames, scale), self.fps))
+                temporary.write_bytes(gif_bytes(_pictures(self.frames, scale), self.fps))
             elif suffix == ".png":
                 imageio.v3.imwrite(temporary, contact_sheet(self.frames, scale=scale or 2))
             else:
@@ -98,7 +98,7 @@ class Video:
         figures = []
         for clip in self:
             pictures = _pictures(clip.frames, None, shorter_side=192)
-            gif = base64.b64encode(_gif_bytes(pictures, clip.fps)).decode()
+            gif = base64.b64encode(gif_bytes(pictures, clip.fps)).decode()
             caption = html.escape(clip.prompts[0]) if clip.prompts else ""
             figures.append(f'<figure style="display:inline-block;margin:4px;text-align:center">'
                            f'<img src="data:image/gif;base64,{gif}" alt="{caption}">'
@@ -206,7 +206,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or " ".join(str(error).split())[:200]
 
 
-def _gif_bytes(pictures: np.ndarray, fps: float) -> bytes:
+def gif_bytes(pictures: np.ndarray, fps: float) -> bytes:
     # Delays are whole centiseconds. Rounding the times of the frames, rather than the delay, keeps the length
     # of the clip right; viewers play delays below 2 as if they were 10.
     times = [round(100 * i / fps) for i in range(len(pictures) + 1)]

@@ -3,10 +3,7 @@ follows the rate."""
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure  # not pyplot: a notebook's backend stays as it is
 
 DIGITS = range(10)
 
@@ -22,14 +19,14 @@ def save_plots(report, folder):
         figure = plot(report)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
-        plt.close(figure)
     return paths
 
 
 def plot_accuracy(report):
     """Prompt accuracy along the cascade, with its intervals; the dashed line is the score of real clips."""
     rows = [row for row in report["scores"] if row["section"] == "prompt accuracy" and row["unit"] == "clips"]
-    figure, axes = plt.subplots(figsize=(7, 3))
+    figure = Figure(figsize=(7, 3))
+    axes = figure.subplots()
     values = [row["value"] for row in rows]
     low, high = zip(*(row["interval"] for row in rows))
     errors = [[value - a for value, a in zip(values, low)], [b - value for value, b in zip(values, high)]]
@@ -42,7 +39,8 @@ def plot_accuracy(report):
 
 def plot_confusion(report):
     """Left: accuracy for each pair of digits. Right: which digit was found in place of another."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
+    figure = Figure(figsize=(9, 4))
+    left, right = figure.subplots(1, 2)
     matrix = report["confusion"]
     share = [[count / max(1.0, sum(row)) for count in row] for row in matrix]
     for axes, table, title in ((left, report["accuracy_by_pair"], "pair found (share of clips)"),
@@ -57,7 +55,8 @@ def plot_confusion(report):
 def plot_distances(report):
     """MM-FID and MM-FVD of generated clips between those of real ones and of known corruptions."""
     tables = [name for name in ("MM-FID", "MM-FVD") if name in report["distances"]]
-    figure, all_axes = plt.subplots(1, len(tables), figsize=(4.5 * len(tables), 3), squeeze=False)
+    figure = Figure(figsize=(4.5 * len(tables), 3))
+    all_axes = figure.subplots(1, len(tables), squeeze=False)
     for axes, name in zip(all_axes[0], tables):
         table = report["distances"][name]
         colours = ["black" if key == "generated" else "0.7" for key in table]
@@ -70,7 +69,8 @@ def plot_distances(report):
 
 def plot_motion(report):
     """Median speed against the key-frame rate: 36 px/s is right at any rate."""
-    figure, axes = plt.subplots(figsize=(5, 3))
+    figure = Figure(figsize=(5, 3))
+    axes = figure.subplots()
     for which, marker in (("real", "o"), ("generated", "x")):
         axes.plot([m["fps"] for m in report["motion"]], [m[which]["speed"] for m in report["motion"]],
                   marker=marker, label=which)
