@@ -386,7 +386,7 @@ def test_faulty_files_are_refused_quickly_in_one_line(tmp_path, name):
 
 def test_frames_of_different_sizes_are_refused(tmp_path, monkeypatch):
     pages = [np.zeros((16, 16), np.uint8), np.zeros((16, 24), np.uint8)]
-    monkeypatch.setattr("mavlite.inputs._decode", lambda path: iter([(page, None) for page in pages]))
+    monkeypatch.setattr("mavlite.inputs._decode", lambda path, limit: iter([(page, None) for page in pages]))
     with pytest.raises(MavliteError, match="differ in size"):
         read_video(save(tmp_path / "a.png", strokes()), 64)
 
