@@ -251,7 +251,8 @@ class Trainer:
         self._require_finite(loss, norm)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.grad_clip, total_norm)
         with uninterrupted():
-            for optimizer in self.optimizers:
+            # The scaler sees one optimizer's gradients at a time; what overflows in one must skip all.
+            for optimizer in self.optimizers if math.isfinite(norm) else ():
                 self.scaler.step(optimizer)
             self.scaler.update()
             self._average()
@@ -269,7 +270,7 @@ class Trainer:
         """Stop before the update, so that neither the weights nor a checkpoint ever hold NaN."""
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite or (math.isfinite(loss) and self.scaler.is_enabled()):
-            self._count_skips(not finite)                    # the fp16 scaler skips overflown steps itself
+            self._count_skips(not finite)                    # overflown in fp16: the scale is halved instead
             return
         if math.isfinite(loss):
             bad = next((f"the gradient of {name}" for name, p in self.network.named_parameters()
