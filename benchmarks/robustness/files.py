@@ -225,12 +225,14 @@ def pictures(bench):
         decoded.append(args)
         return original(*args)
     Image.new("L", (20_000, 8_000)).save(folder / "wide.png")
-    Image.new("L", (4_000, 4_000)).save(folder / "many.gif", save_all=True, loop=0, append_images=[
-        Image.new("L", (4_000, 4_000), 255 * (i % 2)) for i in range(140 if bench.long else 3)])
+    one = io.BytesIO()
+    Image.new("L", (4_000, 4_000)).save(one, "GIF")          # its one frame, 140 times
+    head, comma, frame = one.getvalue()[:-1].rpartition(b",\0\0\0\0\xa0\x0f\xa0\x0f")
+    (folder / "many.gif").write_bytes(head + 140 * (b"!\xf9\4\0\4\0\0\0" + comma + frame) + b";")
     frames = [Image.new("L", (16, 16), i % 256) for i in range(4_200)]
     frames[0].save(folder / "long.gif", save_all=True, append_images=frames[1:])
     np.lib.format.open_memmap(folder / "long.npy", "w+", np.uint8, (5_000, 16, 16)).flush()
-    with open(folder / "large.npy", "wb") as file:           # sparse: 48 GB that take no room
+    with open(folder / "large.npy", "wb") as file:           # sparse: 48 GB that take up no room
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": (3000, 4000, 4000)})
         file.truncate(file.tell() + 3000 * 4000 * 4000)
@@ -239,8 +241,7 @@ def pictures(bench):
     inputs._planes = watched
     try:
         for path in sorted(Path(folder).iterdir()):
-            if path.name != "many.gif" or bench.long:
-                said.append((path.name, bool(refusal(inputs.read_video, path, 32))))
+            said.append((path.name, bool(refusal(inputs.read_video, path, 32))))
     finally:
         inputs._planes = original
     missed = [name for name, refused in said if not refused]

@@ -56,7 +56,7 @@ def kills(bench):
     count, every = 200 if bench.long else 20, 1
     config = bench.config("sr_l", "train.steps=1000000", f"train.save_every={every}", "train.keep=1")
     run, reached, saving, unreadable, most = bench.folder / "killed", 0, 0, 0, 0
-    for _ in range(count):
+    for k in range(count):
         def train():
             trainer = Trainer(config, run, resume=True, device="cpu")
             save = trainer.save
@@ -64,6 +64,9 @@ def kills(bench):
             list(trainer.steps())
         child = Child(train)
         time.sleep(bench.random.uniform(0.03, 0.35))
+        patience = time.monotonic() + 0.5
+        while k % 2 and not any(run.glob(".step-*")) and time.monotonic() < patience:
+            pass                                             # every other one as soon as a save begins
         child.kill(signal.SIGKILL)
         code, text = child.ended()
         assert code == -signal.SIGKILL, text
