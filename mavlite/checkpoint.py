@@ -22,6 +22,7 @@ from mavlite.errors import MavliteError
 
 SHIPPED = Path(__file__).parent / "weights"
 MODEL, RECORD = "model.safetensors", "config.json"
+KEYS = {"stage", "parameters", "sha256", "config", "provenance", "scores"}   # of a record
 # Never opened here, whatever it is called; a weights folder that comes with it is not to be trusted.
 CODE = {".py", ".pyc", ".so", ".sh", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"}
 
@@ -162,6 +163,9 @@ def read_record(folder, stage=None):
         if key not in record:
             raise MavliteError(f"{Path(folder) / RECORD}: has no {key!r}; "
                                "this is not a mavlite weights folder")
+    if record.keys() - KEYS:                                 # such as a "checksum" whose name is damaged
+        raise MavliteError(f"{Path(folder) / RECORD}: has an unknown key {min(record.keys() - KEYS)!r}; "
+                           "it is damaged, or of another version")
     if stage is not None and record["stage"] != stage:
         raise MavliteError(f"{folder}: holds weights of stage {record['stage']!r}, {stage!r} was asked for")
     return record

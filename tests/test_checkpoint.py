@@ -155,6 +155,8 @@ def test_a_record_that_was_changed_is_refused(folder, key, value):
     del record["checksum"]                                   # as written by earlier versions
     (folder / "config.json").write_text(json.dumps(record))
     assert read_record(folder) == record
+    (folder / "config.json").write_text(json.dumps(record | {"chfcksum": "0"}))      # but not if it says more
+    assert "'chfcksum'" in refusal(read_record, folder)
 
 
 def test_new_scores_leave_a_record_whole(folder):

@@ -138,12 +138,14 @@ def offline(bench):
 # ---------------------------------------------------------------- 10. determinism
 
 def same_bytes(bench):
-    prompts = ["two and 4", "7 and seven", "1 and 1"] if bench.long else ["two and 4", "7 and seven"]
+    prompts = ["two and 4", "7 and seven"]
     sources = {"smoke weights": bench.weights}
     if bench.long:
         sources["the package's weights"] = None
-    for name, source in sources.items():
-        pipe = MakeAVideo.from_pretrained(source, device="cpu")
+    # Close at another batch size is promised in fp32: bf16 kernels round differently for each batch size, and
+    # sampling makes that grow. Its figure is given all the same.
+    for name, source, precision in [(*item, p) for item in sources.items() for p in ("fp32", "bf16")]:
+        pipe = MakeAVideo.from_pretrained(source, device="cpu", precision=precision)
         options = {"num_frames": 6, "seed": 3}
         whole = pipe(prompts, **options)
         again = pipe(prompts, **options)
@@ -153,7 +155,8 @@ def same_bytes(bench):
         same = torch.equal(whole.frames, again.frames)
         yield Row("determinism", f"{name} in {pipe.precision}: the same call twice; batch size 1 and "
                   f"{len(prompts)}", f"{'the same' if same else 'DIFFERENT'} bytes; {100 * close:.2f} % of "
-                  f"pixels within 2 grey levels, at most {difference.max()}", same and close >= 0.99)
+                  f"pixels within 2 grey levels, at most {difference.max()}",
+                  same and (close >= 0.99 or precision == "bf16"))
 
 
 def golden(bench, losses):
