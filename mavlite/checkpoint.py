@@ -2,13 +2,16 @@
 
 A *weights* folder holds one stage's network for use: `model.safetensors` and `config.json` (stage,
 configuration, checksum, provenance, scores). A *run* folder holds what training needs to go on:
-`step-00001234/` with network, EMA and optimizer tensors, and `state.json`.
+`step-00001234/` with network, EMA and optimizer tensors, and `state.json`. Tensors are covered by a checksum
+in the JSON beside them, and that by one of its own. One process at a time may train in a run folder.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import socket
+import weakref
 from pathlib import Path
 
 import torch
@@ -19,6 +22,9 @@ from mavlite.errors import MavliteError
 
 SHIPPED = Path(__file__).parent / "weights"
 MODEL, RECORD = "model.safetensors", "config.json"
+KEYS = {"stage", "parameters", "sha256", "config", "provenance", "scores"}   # of a record
+# Never opened here, whatever it is called; a weights folder that comes with it is not to be trusted.
+CODE = {".py", ".pyc", ".so", ".sh", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"}
 
 
 # ---------------------------------------------------------------- atomic files
@@ -48,11 +54,30 @@ def write_folder(folder, files):
         os.replace(fresh, folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        raise _unwritable(folder, error) from None
+    finally:                                                 # whatever went wrong, Ctrl-C too
         shutil.rmtree(fresh, ignore_errors=True)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
-        raise MavliteError(f"{folder}: cannot be written ({error.strerror or error}); free space or choose "
-                           "another folder") from None
+
+
+def write_file(path, content):
+    """Write one file's bytes: all of it appears under its name, or what was there before stays."""
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        _write(fresh, content)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        if fresh.exists():
+            fresh.unlink()
+
+
+def _unwritable(path, error):
+    return MavliteError(f"{path}: cannot be written ({error.strerror or error}); free space or choose "
+                        "another folder")
 
 
 def _tensors(path, content):
@@ -69,11 +94,23 @@ def _json(path):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MavliteError(f"{path}: missing; a weights folder holds {MODEL} and {RECORD}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MavliteError(f"{path}: not readable JSON ({' '.join(str(error).split())})") from None
     if not isinstance(record, dict):
         raise MavliteError(f"{path}: must hold a JSON object")
+    if record.pop("checksum", None) not in (None, _checksum(record)):    # None: written before there was one
+        raise MavliteError(f"{path}: does not match its own checksum; it is damaged, "
+                           "fetch or train it again")
     return record
+
+
+def _sealed(record):
+    """A record as JSON, with a checksum of all the rest of it, which `_json` verifies."""
+    return json.dumps(record | {"checksum": _checksum(record)}, indent=2).encode()
+
+
+def _checksum(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path):
@@ -105,24 +142,30 @@ def save_weights(folder, state, config, provenance, scores=None, half=False):
     record = {"stage": config.stage, "parameters": sum(t.numel() for t in tensors.values()),
               "sha256": hashlib.sha256(content).hexdigest(), "config": config.to_dict(),
               "provenance": provenance, "scores": scores or {}}
-    write_folder(folder, {MODEL: content, RECORD: json.dumps(record, indent=2).encode()})
+    write_folder(folder, {MODEL: content, RECORD: _sealed(record)})
     return record
 
 
 def record_scores(folder, scores):
     """Write scores (name -> number) into a weights folder's config.json; the weights stay as they are."""
-    folder = Path(folder)
-    record = read_record(folder) | {"scores": scores}
-    write_folder(folder, {MODEL: _read(folder / MODEL), RECORD: json.dumps(record, indent=2).encode()})
+    write_file(Path(folder) / RECORD, _sealed(read_record(folder) | {"scores": scores}))
 
 
 def read_record(folder, stage=None):
-    """A weights folder's config.json; raises MavliteError when it is missing, damaged or of another stage."""
+    """A weights folder's config.json; raises MavliteError when it is missing, damaged or of another stage,
+    and for a folder that holds code or pickles as well."""
     record = _json(Path(folder) / RECORD)
+    code = sorted(path.name for path in Path(folder).iterdir() if path.suffix.lower() in CODE)
+    if code:
+        raise MavliteError(f"{folder}: holds {code[0]}, which could run code; mavlite reads {MODEL} and "
+                           f"{RECORD} only, delete the rest")
     for key in ("stage", "sha256", "config"):
         if key not in record:
             raise MavliteError(f"{Path(folder) / RECORD}: has no {key!r}; "
                                "this is not a mavlite weights folder")
+    if record.keys() - KEYS:                                 # such as a "checksum" whose name is damaged
+        raise MavliteError(f"{Path(folder) / RECORD}: has an unknown key {min(record.keys() - KEYS)!r}; "
+                           "it is damaged, or of another version")
     if stage is not None and record["stage"] != stage:
         raise MavliteError(f"{folder}: holds weights of stage {record['stage']!r}, {stage!r} was asked for")
     return record
@@ -153,6 +196,56 @@ def load_state(network, state, folder):
 
 # ---------------------------------------------------------------- checkpoints of a run
 
+class RunLock:
+    """Keeps other processes out of a run folder for as long as this object lives.
+
+    The kernel holds the lock, not the file: however the process ends, it goes with it, and a file `.lock`
+    that is left behind locks nothing. Raises MavliteError if another process holds it.
+    """
+
+    def __init__(self, run):
+        self.file = open(Path(run) / ".lock", "a+")
+        try:
+            import fcntl
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "unknown"
+            raise MavliteError(f"{run}: another training is at work here (process {holder}); wait for it, "
+                               "stop it, or choose another --out") from None
+        except (ImportError, OSError):                       # Windows, and network drives without locks
+            pass
+        self.file.truncate(0)
+        self.file.write(f"{os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+
+
+_held = weakref.WeakValueDictionary()        # run folder -> this process's lock, which its trainers share
+
+
+def claim(run):
+    """Make a run folder this process's own, whole and writable; returns the lock, which is to be kept.
+
+    What an earlier process left half written when it was killed is finished or removed. Raises MavliteError
+    if another process trains there, or if the folder cannot be written.
+    """
+    run = Path(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = _held.get(run.resolve())
+        if lock is None:
+            lock = _held[run.resolve()] = RunLock(run)
+            for old in run.glob(".*.old"):                   # killed between the two renames of write_folder
+                name = old.with_name(old.name[1:].removesuffix(".old"))
+                if not name.exists():
+                    os.replace(old, name)
+            for left in [*run.glob(".*.old"), *run.glob(".*.new")]:
+                left.unlink() if left.is_file() else shutil.rmtree(left)
+    except OSError as error:
+        raise MavliteError(f"{run}: cannot be written ({error.strerror}); choose another --out") from None
+    return lock
+
+
 def _flatten_optimizer(index, optimizer):
     """An optimizer's state as named tensors: optimizer.<index>.<parameter>.<name>."""
     return {f"optimizer.{index}.{k}.{name}": torch.as_tensor(value)
@@ -160,15 +253,19 @@ def _flatten_optimizer(index, optimizer):
 
 
 def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
-    """Write run/step-XXXXXXXX atomically, then remove all but the newest `keep`."""
+    """Write run/step-XXXXXXXX atomically, then remove all but the newest `keep`.
+
+    Raises MavliteError when it cannot be written, or if a tensor is not finite; earlier ones stay.
+    """
     tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
     tensors |= {f"ema.{name}": t for name, t in ema.items()}
     for index, optimizer in enumerate(optimizers):
         tensors |= _flatten_optimizer(index, optimizer)
-    content = save({name: t.detach().contiguous().cpu() for name, t in tensors.items()})
-    state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), **extra}
-    write_folder(Path(run) / f"step-{step:08d}",
-                 {"state.safetensors": content, "state.json": json.dumps(state).encode()})
+    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    require_finite(f"{run}, step {step}", tensors)
+    content = save(tensors)
+    state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "tensors": len(tensors), **extra}
+    write_folder(Path(run) / f"step-{step:08d}", {"state.safetensors": content, "state.json": _sealed(state)})
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -190,7 +287,12 @@ def load_checkpoint(run):
             content = _read(path)
             if hashlib.sha256(content).hexdigest() != state.get("sha256"):
                 raise MavliteError(f"{path}: does not match its checksum")
-            return _tensors(path, content), state
+            tensors = _tensors(path, content)
+            if len(tensors) != state.get("tensors", len(tensors)):
+                raise MavliteError(f"{path}: holds {len(tensors)} of {state['tensors']} tensors; some of "
+                                   "the network, its average or the optimizer is missing")
+            require_finite(path, tensors)
+            return tensors, state
         except MavliteError as error:
             print(f"mavlite: passing over a damaged checkpoint: {error}", flush=True)
     if found:
@@ -199,15 +301,25 @@ def load_checkpoint(run):
 
 
 def restore(tensors, path, network, ema, optimizers):
-    """Put a checkpoint's tensors back into network, EMA and optimizers, in place."""
+    """Put a checkpoint's tensors back into network, EMA and optimizers, in place.
+
+    Raises MavliteError for tensors of another network.
+    """
     load_state(network, {n[8:]: t for n, t in tensors.items() if n.startswith("network.")}, path)
     for name, average in ema.items():
-        average.copy_(tensors[f"ema.{name}"])
+        saved = tensors.get(f"ema.{name}")
+        if saved is None or saved.shape != average.shape:
+            raise MavliteError(f"{path}: holds no average that fits {name}; start anew in another folder")
+        average.copy_(saved)
     for index, optimizer in enumerate(optimizers):
         packed, prefix = optimizer.state_dict(), f"optimizer.{index}."
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state = {}
         for name, tensor in tensors.items():
             if name.startswith(prefix):
                 k, _, key = name[len(prefix):].partition(".")
+                if int(k) >= len(parameters) or tensor.ndim and tensor.shape != parameters[int(k)].shape:
+                    raise MavliteError(f"{path}: {name} fits no parameter; resume with the same "
+                                       "configuration, or start anew in another folder")
                 state.setdefault(int(k), {})[key] = tensor
         optimizer.load_state_dict({**packed, "state": state})

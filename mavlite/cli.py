@@ -1,7 +1,10 @@
 """The `mavlite` command: arguments in, one library call, one clear line for what goes wrong (exit code 2)."""
 
 import argparse
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from mavlite.errors import MavliteError
@@ -175,16 +178,37 @@ def info(args):
     print_info(args.weights or SHIPPED)
 
 
+@contextmanager
+def sigterm_is_ctrl_c():
+    """SIGTERM raises KeyboardInterrupt(SIGTERM): whoever stops mavlite, what was trained so far is saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield                                                # only the main thread may handle signals
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt(number)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv=None):
     args = parser().parse_args(argv)
     try:
-        args.run(args)
+        with sigterm_is_ctrl_c():
+            args.run(args)
     except MavliteError as error:
         print(f"mavlite: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:                                 # a disk that is full, a folder that is read-only
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"mavlite: error: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
         print("mavlite: stopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
 
 

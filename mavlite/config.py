@@ -5,14 +5,14 @@ a short block per stage with what differs. `load_config` merges the two into one
 """
 
 import dataclasses
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from mavlite.errors import MavliteError
+from mavlite.plain_yaml import merge, parse_overrides, read_yaml
 
 STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h",
                "judge", "tracker", "video_features")
@@ -21,6 +21,25 @@ STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l",
 def _require(condition, message):
     if not condition:
         raise MavliteError(message)
+
+
+def _within(section, config, **bounds):
+    """Require low <= config.name <= high for each name=(low, high); a list's items each."""
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        for item in value if isinstance(value, list) else [value]:
+            _require(low <= item <= high, f"{section}.{name}: {item} is not within {low} ... {high}")
+
+
+def _stays_inside(name, path):
+    """A path in a configuration goes down from where it starts: configurations come with others' weights."""
+    _require(path is None or ".." not in Path(path).parts,
+             f"{name}: {path!r} climbs out of its folder; write the whole path, without ..")
+
+
+def _shown(value):
+    """A value for a message: never long, however large it is."""
+    return reprlib.repr(value)[:80]
 
 
 @dataclass
@@ -47,7 +66,7 @@ class DataConfig:
                  f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
         _require(self.condition in ("clearest", "first", "mean"),
                  f"data.condition: {self.condition!r} is none of clearest, first, mean")
-        _require(self.num_clips >= 0, f"data.num_clips: {self.num_clips} is negative")
+        _within("data", self, num_clips=(0, 2**31), seed=(0, 2**31), fps_concentration=(1, 100))
         _require(self.channels in (1, 3), f"data.channels: {self.channels} is neither 1 nor 3")
         _require(len(self.sizes) == 3 and sorted(set(self.sizes)) == self.sizes and self.sizes[0] >= 8,
                  f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")
@@ -61,7 +80,6 @@ class DataConfig:
         _require(1 <= self.frame_skip <= self.max_frame_skip < self.num_frames,
                  f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip "
                  f"({self.max_frame_skip})")
-        _require(self.fps_concentration >= 1, "data.fps_concentration: must be 1 or more")
         for name in ("fps_uniform", "mean_condition"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"data.{name}: {value} is not within 0 ... 1")
@@ -80,6 +98,17 @@ class ClipConfig:
     text_layers: int = 2
     context_length: int = 8
 
+    def __post_init__(self):
+        _within("clip", self, embed_dim=(1, 4096), image_size=(16, 1024), vision_layers=(1, 64),
+                vision_width=(2, 1024), text_width=(4, 4096), text_layers=(1, 64), context_length=(3, 1024))
+        _require(len(self.vision_layers) == 4,
+                 f"clip.vision_layers: {self.vision_layers} must be four depths, such as [1, 1, 1, 1]")
+        _require(self.image_size % 16 == 0, f"clip.image_size: {self.image_size} is no multiple of 16")
+        _require(self.vision_width % 2 == 0, f"clip.vision_width: {self.vision_width} is no multiple of 2")
+        _require(self.text_width % 4 == 0, f"clip.text_width: {self.text_width} is no multiple of 4")
+        if self.pretrained is not None:
+            _stays_inside("clip.pretrained", self.pretrained)
+
 
 @dataclass
 class PriorConfig:
@@ -88,7 +117,8 @@ class PriorConfig:
     heads: int = 4
 
     def __post_init__(self):
-        _require(min(self.width, self.layers, self.heads) > 0 and self.width % self.heads == 0,
+        _within("model", self, width=(1, 4096), layers=(1, 64), heads=(1, 64))
+        _require(self.width % self.heads == 0,
                  f"model.width: {self.width} is no multiple of model.heads ({self.heads})")
 
 
@@ -106,10 +136,9 @@ class UNetConfig:
     temporal_init: str = "identity"          # identity, random
 
     def __post_init__(self):
-        _require(self.channels and min(self.channels) > 0,
-                 f"model.channels: {self.channels} must be positive widths")
-        _require(self.blocks > 0 and self.patch_size > 0,
-                 "model.blocks and model.patch_size must be 1 or more")
+        _require(1 <= len(self.channels) <= 6, f"model.channels: {self.channels} must be 1 to 6 widths")
+        _within("model", self, channels=(1, 4096), blocks=(1, 64), patch_size=(1, 16), head_dim=(1, 1024),
+                context_tokens=(1, 64), emb_dim=(1, 8192))
         _require(set(self.temporal_layers) <= {"convolution", "attention"},
                  f"model.temporal_layers: {self.temporal_layers} holds more than convolution and attention")
         _require(self.temporal_init in ("identity", "random"),
@@ -125,17 +154,26 @@ class UNetConfig:
 class JudgeConfig:
     width: int = 24
 
+    def __post_init__(self):
+        _within("model", self, width=(1, 1024))
+
 
 @dataclass
 class TrackerConfig:
     width: int = 16
     hidden: int = 128
 
+    def __post_init__(self):
+        _within("model", self, width=(1, 1024), hidden=(1, 4096))
+
 
 @dataclass
 class VideoFeaturesConfig:
     width: int = 16
     features: int = 128
+
+    def __post_init__(self):
+        _within("model", self, width=(1, 1024), features=(1, 4096))
 
 
 @dataclass
@@ -159,7 +197,10 @@ class DiffusionConfig:
         _require(self.prediction_type != "epsilon" or self.log_snr_min is not None,
                  "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is "
                  "only noise; truncate the schedule with diffusion.log_snr_min: -20")
-        _require(self.time_scale > 0, f"diffusion.time_scale: {self.time_scale} is not above 0")
+        _require(self.log_snr_min is None or -60 <= self.log_snr_min < 0,
+                 f"diffusion.log_snr_min: {self.log_snr_min} is not within -60 ... 0")
+        _within("diffusion", self, min_snr_gamma=(0.01, 1000), time_shift=(-20, 20), time_scale=(0.01, 20),
+                max_blur=(0, 8))
         for name in ("drop_condition", "max_noise_level"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"diffusion.{name}: {value} is not within 0 ... 1")
@@ -196,6 +237,7 @@ class TrainConfig:
         for name in ("decay_share", "ema_decay"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"train.{name}: {value} is not within 0 ... 1")
+        _within("train", self, batch_size=(1, 2**16), keep=(1, 1000))
         _require(self.batch_size % self.accumulate == 0,
                  f"train.batch_size: {self.batch_size} is no multiple of train.accumulate "
                  f"({self.accumulate})")
@@ -216,8 +258,7 @@ class SampleConfig:
     def __post_init__(self):
         _require(self.sampler in ("ddpm", "ddim", "dpmpp_2m"),
                  f"sample.sampler: {self.sampler!r} is none of ddpm, ddim, dpmpp_2m")
-        _require(self.steps > 0, f"sample.steps: {self.steps} is not 1 or more")
-        _require(self.guidance_scale >= 0, f"sample.guidance_scale: {self.guidance_scale} is negative")
+        _within("sample", self, steps=(1, 10_000), guidance_scale=(0, 1000))
         _require(0 <= self.noise_level < 1, f"sample.noise_level: {self.noise_level} is not within 0 ... 1")
 
 
@@ -226,6 +267,11 @@ class DistillConfig:
     """Progressive distillation: set `teacher`, and sample.steps to what the student shall need."""
     teacher: str | None = None               # folder of weights folders; the student starts as a copy
     guidance_scale: float = 1.0              # of the teacher; the student needs none
+
+    def __post_init__(self):
+        _within("distill", self, guidance_scale=(0, 1000))
+        if self.teacher is not None:
+            _stays_inside("distill.teacher", self.teacher)
 
 
 def model_type(stage):
@@ -255,11 +301,11 @@ class Config:
         _require(isinstance(mapping, dict), "a configuration must be a mapping of sections")
         mapping = dict(mapping)
         stage = mapping.pop("stage", None)
-        _require(stage in STAGE_NAMES, f"stage: {stage!r} is none of {', '.join(STAGE_NAMES)}")
+        _require(stage in STAGE_NAMES, f"stage: {_shown(stage)} is none of {', '.join(STAGE_NAMES)}")
         sections = {f.name: f.type for f in dataclasses.fields(cls)} | {"model": model_type(stage)}
         del sections["stage"]
         for key in mapping:
-            _require(key in sections, f"unknown section {key!r}; there are {', '.join(sections)}")
+            _require(key in sections, f"unknown section {_shown(key)}; there are {', '.join(sections)}")
         filled = {key: None if kind is None
                   else _fill(kind, {} if mapping.get(key) is None else mapping[key], key)
                   for key, kind in sections.items()}
@@ -283,10 +329,10 @@ class Config:
 
 def _fill(kind, mapping, path):
     """A dataclass from a mapping, every key and type checked."""
-    _require(isinstance(mapping, dict), f"{path}: must be a section of keys, not {mapping!r}")
+    _require(isinstance(mapping, dict), f"{path}: must be a section of keys, not {_shown(mapping)}")
     hints = typing.get_type_hints(kind)
     for key in mapping:
-        _require(key in hints, f"unknown key {path}.{key}; {path} has {', '.join(hints)}")
+        _require(key in hints, f"unknown key {path}.{str(key)[:60]}; {path} has {', '.join(hints)}")
     return kind(**{key: _check(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
 
 
@@ -295,7 +341,7 @@ def _check(kind, value, path):
     if origin is types.UnionType:                            # X | None
         return None if value is None else _check(arguments[0], value, path)
     if origin is list:
-        _require(isinstance(value, list), f"{path}: must be a list, not {value!r}")
+        _require(isinstance(value, list), f"{path}: must be a list, not {_shown(value)}")
         return [_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if kind is float:
         if isinstance(value, str):                           # YAML 1.1 reads 1e-3 as text
@@ -304,55 +350,15 @@ def _check(kind, value, path):
             except ValueError:
                 pass
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
-        _require(ok, f"{path}: must be a number, not {value!r}")
+        _require(ok, f"{path}: must be a number, not {_shown(value)}")
         return float(value)
     if kind is int:
         _require(isinstance(value, int) and not isinstance(value, bool),
-                 f"{path}: must be a whole number, not {value!r}")
-        _require(abs(value) < 2**31, f"{path}: {value} is too large")
+                 f"{path}: must be a whole number, not {_shown(value)}")
+        _require(abs(value) < 2**31, f"{path}: {_shown(value)} is too large")
     else:
-        _require(isinstance(value, kind), f"{path}: must be a {kind.__name__}, not {value!r}")
+        _require(isinstance(value, kind), f"{path}: must be a {kind.__name__}, not {_shown(value)}")
     return value
-
-
-def merge(base, override):
-    """Two nested mappings; the second wins key by key."""
-    merged = dict(base)
-    for key, value in override.items():
-        section = isinstance(merged.get(key), dict)
-        if section and value is None:                        # an empty block changes nothing
-            continue
-        merged[key] = merge(merged[key], value) if section and isinstance(value, dict) else value
-    return merged
-
-
-def read_yaml(path):
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MavliteError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MavliteError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise MavliteError(f"{path}: is not plain YAML ({' '.join(str(error).split())})") from None
-    _require(isinstance(content, dict), f"{path}: must hold sections of keys")
-    return content
-
-
-def parse_overrides(pairs):
-    """["train.steps=500", ...] -> {"train": {"steps": 500}, ...}."""
-    overrides = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        section, dot, name = key.partition(".")
-        _require(equals and dot and section and name,
-                 f"--set {pair}: must look like section.key=value, such as train.steps=500")
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise MavliteError(f"--set {pair}: the value is not plain YAML") from None
-        overrides = merge(overrides, {section: {name: value}})
-    return overrides
 
 
 def load_config(path, stage, overrides=()):

@@ -7,3 +7,6 @@ class MavliteError(Exception):
     The message is one line that says what was wrong and what to do. The command line prints it as
     `mavlite: error: <message>` and exits with status 2. A mistake of the program stays an ordinary exception.
     """
+
+    def __init__(self, message):
+        super().__init__(" ".join(str(message).splitlines()))            # whatever it quotes, it is one line

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from mavlite.errors import MavliteError
 
 MIN_SIDE, MAX_SIDE = 8, 4096                 # px, of frames; larger pictures are reduced as they are read
-MAX_PHOTO, MAX_PIXELS = 9999, 80_000_000     # px a side and in all: the largest picture that is opened
+MAX_PHOTO, MAX_PHOTO_PIXELS = 9999, 80_000_000               # a side and in all: the largest picture opened
+MAX_PIXELS = 2**31                           # of all frames that are read: half a minute of HD video
 # Not all that Pillow and ffmpeg could open: EPS starts Ghostscript, playlists lead to other files and hosts.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 CONTAINERS = "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,h264,hevc,m4v,ivf"
@@ -47,7 +48,8 @@ def read_video(path, size, channels=1, invert="auto", max_frames=4000, min_frame
     time every frame by itself: those that stay longer are repeated, so that the rate is constant. NPY files
     hold (f, h, w) or (f, h, w, c), uint8 or float in [0, 1], and know no rate.
 
-    Raises MavliteError as `read_image` does, and for less than min_frames or more than max_frames frames.
+    Raises MavliteError as `read_image` does, and for less than min_frames or more than max_frames frames, or
+    if they hold more than 2^31 pixels; where the file says how many there are, before any is decoded.
     """
     frames, times = _read(path, size, channels, invert, limit=max_frames + 1)
     as_is = np.ones(len(times), int), None
@@ -69,8 +71,11 @@ def _read(path, size, channels, invert, limit):
         raise MavliteError(f"invert must be auto, always or never, not {invert!r}")
     path, shapes, frames, levels, times = Path(path).expanduser(), set(), [], [], []
     behind = {"always": 1, "never": 0}.get(invert)           # what shows where a picture is transparent
-    with contextlib.closing(_pictures(path)) as pictures:
+    pixels = 0
+    with contextlib.closing(_pictures(path, limit)) as pictures:
         for picture, milliseconds in islice(pictures, limit):
+            pixels += picture.shape[0] * picture.shape[1]    # a file may hold more than it says
+            _check_total(path, 0, limit, pixels)
             behind = _behind(picture) if behind is None else behind
             planes = _planes(picture, channels, behind or 0)
             shapes.add(planes.shape[1:])
@@ -103,13 +108,16 @@ def _constant_rate(times, limit):
     return repeats.astype(int), round(1000 * repeats.sum() / times.sum(), 3)
 
 
-def _pictures(path):
-    """Yields (picture, milliseconds or None); (h, w) or (h, w, c) uint8, int32 to 65535, or float to 1."""
+def _pictures(path, limit):
+    """Yields (picture, milliseconds or None); (h, w) or (h, w, c) uint8, int32 to 65535, or float to 1.
+
+    limit: how many of them will be taken.
+    """
     try:
         if not path.is_file() or path.stat().st_size == 0:
             wrong = "it is empty" if path.is_file() else "it is no file" if path.exists() else "it is missing"
             raise _refusal(path, wrong, "name a picture or a video")
-        yield from _decode(path)
+        yield from _decode(path, limit)
     except MavliteError:
         raise
     except Exception as error:               # decoders raise almost anything over a broken file
@@ -117,45 +125,57 @@ def _pictures(path):
         raise _refusal(path, wrong, "give a PNG, JPEG, GIF, BMP, WebP, NPY or MP4 file") from error
 
 
-def _decode(path):
+def _decode(path, limit):
     """What the file holds decides how it is read, not what it is called."""
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
-            return _decode_array(path)
+            return _decode_array(path, limit)
     try:
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            return _decode_image(path, Image.open(path, formats=FORMATS))
+            return _decode_image(path, Image.open(path, formats=FORMATS), limit)
     except UnidentifiedImageError:
-        return _decode_video(path)
+        return _decode_video(path, limit)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal(path, "it has too many pixels",
-                       f"give at most {MAX_PHOTO} px a side and {MAX_PIXELS / 1e6:g} megapixels") from error
+        raise _refusal(path, "it has too many pixels", f"give at most {MAX_PHOTO} px a side and "
+                       f"{MAX_PHOTO_PIXELS / 1e6:g} megapixels") from error
 
 
 def _check_sides(path, h, w, most=MAX_SIDE):
     if min(h, w) < MIN_SIDE or max(h, w) > most:
         raise _refusal(path, f"it is {w} x {h} px", f"give one of {MIN_SIDE} to {most} px a side")
-    if h * w > MAX_PIXELS:
-        raise _refusal(path, f"it is {w} x {h} px", f"give at most {MAX_PIXELS / 1e6:g} megapixels")
+    if h * w > MAX_PHOTO_PIXELS:
+        raise _refusal(path, f"it is {w} x {h} px", f"give at most {MAX_PHOTO_PIXELS / 1e6:g} megapixels")
 
 
-def _decode_array(path):
+def _check_total(path, count, limit, pixels):
+    """count: the frames that the file says it has; pixels: in those of them that will be read."""
+    if limit > 1 and count >= limit:
+        raise _refusal(path, f"it has more than {limit - 1} frames", "cut it shorter")
+    if pixels > MAX_PIXELS:
+        raise _refusal(path, f"its frames hold more than {MAX_PIXELS:,} pixels", "make it smaller or shorter")
+
+
+def _decode_array(path, limit):
     remedy = "save one clip, uint8 or float in [0, 1], of shape (f, h, w, c), (f, h, w), (h, w, c) or (h, w)"
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     axes = array.ndim - (array.ndim > 2 and array.shape[-1] in (1, 3, 4))            # without the channels
     if axes not in (2, 3) or (array.dtype != np.uint8 and array.dtype.kind != "f"):
         raise _refusal(path, f"its array is {array.dtype} of shape {array.shape}", remedy)
     frames = array if axes == 3 else array[None]
-    _check_sides(path, *frames.shape[1:3])
+    h, w = frames.shape[1:3]
+    _check_sides(path, h, w)
+    _check_total(path, len(frames), limit, min(len(frames), limit) * h * w)
     for frame in frames:
         if array.dtype.kind == "f" and not (frame.min() >= 0 and frame.max() <= 1):  # false for NaN too
             raise _refusal(path, "its values are not all in [0, 1]", remedy)
         yield np.asarray(frame), None
 
 
-def _decode_image(path, image):
+def _decode_image(path, image, limit):
     with image:
         moves = getattr(image, "is_animated", False)
+        if moves and limit > 1:
+            _check_total(path, image.n_frames, limit, image.n_frames * image.height * image.width)
         for frame in ImageSequence.Iterator(image):
             _check_sides(path, frame.height, frame.width, MAX_PHOTO) # every one, since a GIF can grow
             delay = frame.info.get("duration") or 0          # ms; viewers take what is below 20 for 100
@@ -174,12 +194,14 @@ def _share(image):
     return -(-max(image.size) // MAX_SIDE)
 
 
-def _decode_video(path):
+def _decode_video(path, limit):
     safe = ["-protocol_whitelist", "file", "-format_whitelist", CONTAINERS]
     with contextlib.closing(imageio_ffmpeg.read_frames(str(path.absolute()), input_params=safe)) as frames:
         about = next(frames)
         w, h = about["size"]
         _check_sides(path, h, w)
+        count = int(0.99 * about["duration"] * about["fps"])             # for what the file says is not exact
+        _check_total(path, count, limit, min(count, limit) * h * w)
         delay = 1000 / about["fps"] if about["fps"] else None
         for frame in frames:
             yield np.frombuffer(frame, np.uint8).reshape(h, w, 3), delay

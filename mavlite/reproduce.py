@@ -14,7 +14,7 @@ from mavlite.device import keep_freed_memory
 from mavlite.errors import MavliteError
 from mavlite.previews import save_preview
 from mavlite.stages import STAGES, available
-from mavlite.training import Trainer, wait_for_ranks
+from mavlite.training import Trainer, uninterrupted, wait_for_ranks
 
 
 def train_stage(config, run, *, weights, init_from=None, resume=False, reference=None, device=None):
@@ -43,7 +43,8 @@ def train_stage(config, run, *, weights, init_from=None, resume=False, reference
                 save_preview(trainer, Path(run) / "samples" / f"step-{report['step']:08d}.png")
                 plot_loss(run, reference)
     except KeyboardInterrupt:
-        trainer.save()
+        with uninterrupted():                                # pressed twice, it still saves
+            trainer.save()
         raise
     finally:
         bar.close()

@@ -28,10 +28,13 @@ from mavlite import checkpoint
 from mavlite.config import Config
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
 from mavlite.errors import MavliteError
+from mavlite.finite import first_not_finite
 from mavlite.objectives import OBJECTIVES, Batch, Draws, frames_per_sample
 from mavlite.optim import build_optimizers, rate
 from mavlite.stages import STAGES, build_network, load_clip, load_network
 from mavlite.unet import inflate
+
+MAX_SKIPS = 50                               # steps in a row that the fp16 loss scaler may skip
 
 
 def join_ranks(device):
@@ -55,19 +58,21 @@ def wait_for_ranks():
 
 @contextmanager
 def uninterrupted():
-    """Ctrl-C within this block takes effect at its end: what belongs together is done whole."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
+    """Ctrl-C or SIGTERM within this block takes effect at its end: what belongs together is done whole."""
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    if None in before.values() or threading.current_thread() is not threading.main_thread():
         yield                                                # not ours to change, or never interrupted
         return
-    pressed = []
-    signal.signal(signal.SIGINT, lambda *args: pressed.append(args))
+    came = []
+    for which in before:
+        signal.signal(which, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
+        for which, handler in before.items():
+            signal.signal(which, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def initial_network(config, clip, weights, init_from):
@@ -141,25 +146,22 @@ class Trainer:
         self.ema = {name: p.detach().clone() for name, p in self.network.named_parameters()
                     if p.requires_grad}
         self.step, self.seconds = 0, 0.0
+        self.skipped, self.skipped_in_a_row = 0, 0           # steps whose gradients overflowed fp16
         if resume:
             self._restore()
         if self.rank == 0:                                   # after _restore, which may refuse this config
-            (self.run / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+            content = json.dumps(self.config.to_dict(), indent=2)
+            checkpoint.write_file(self.run / "config.json", content.encode())
 
     # ------------------------------------------------------------ run folder
 
     def _claim_run(self, resume):
-        """Refuse to write over another run, and fail before work starts if the folder cannot be written."""
+        """Refuse to write over another run or beside its trainer, before any work starts."""
+        if self.rank == 0:
+            self.lock = checkpoint.claim(self.run)           # held for as long as this trainer lives
         if not resume and checkpoint.checkpoints(self.run):
             raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose "
                                "another --out")
-        if self.rank == 0:
-            try:
-                self.run.mkdir(parents=True, exist_ok=True)
-                (self.run / "config.json").touch()
-            except OSError as error:
-                raise MavliteError(f"{self.run}: cannot be written ({error.strerror}); choose another "
-                                   "--out") from None
 
     def _restore(self):
         tensors, state = checkpoint.load_checkpoint(self.run)
@@ -181,12 +183,14 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.origin = state["step"], state["seconds"], state["origin"]
         self.earlier = state.get("earlier", [])
+        self.skipped = state.get("skipped", 0)
 
     def save(self):
         """Checkpoint now (rank 0)."""
         if self.rank == 0:
             state = {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
-                     "earlier": self.earlier, "clip": self.clip_sha, "scaler": self.scaler.state_dict()}
+                     "earlier": self.earlier, "clip": self.clip_sha, "scaler": self.scaler.state_dict(),
+                     "skipped": self.skipped}
             checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers, state,
                                        keep=self.train.keep)
 
@@ -205,6 +209,8 @@ class Trainer:
             provenance["earlier"] = self.earlier
         if self.clip_sha:
             provenance["clip"] = self.clip_sha
+        if self.precision == "fp16":
+            provenance["skipped"] = self.skipped
         if self.device.type == "cuda":
             provenance["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         checkpoint.save_weights(folder, self.averaged(), self.config, provenance, half=True)
@@ -243,14 +249,10 @@ class Trainer:
                 group["lr"] = group["peak_lr"] * share
         total = torch.zeros((), device=self.device, dtype=self.objective.dtype)
         for micro in range(self.train.accumulate):
-            batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank,
-                          self.world)
-            draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
             last = micro == self.train.accumulate - 1
             if self.world > 1:
                 self.parallel.require_backward_grad_sync = last   # ranks exchange gradients once a step
-            with autocast(self.device, self.precision):
-                loss = self.objective.loss(self.parallel, batch, draws, self.step / self.train.steps)
+            loss = self._loss(micro)
             self.scaler.scale(loss / self.train.accumulate).backward()
             total += loss.detach() / self.train.accumulate
         for optimizer in self.optimizers:
@@ -260,21 +262,44 @@ class Trainer:
         self._require_finite(loss, norm)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.grad_clip, total_norm)
         with uninterrupted():
-            for optimizer in self.optimizers:
+            # The scaler sees one optimizer's gradients at a time; what overflows in one must skip all.
+            for optimizer in self.optimizers if math.isfinite(norm) else ():
                 self.scaler.step(optimizer)
             self.scaler.update()
             self._average()
             self.step += 1
-        return {"loss": loss, "grad_norm": norm, "rate": share}
+        return {"loss": loss, "grad_norm": norm, "rate": share, "skipped": self.skipped}
+
+    def _loss(self, micro):
+        """The loss of one micro-batch; the step alone decides on its data, times and noise."""
+        batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world)
+        draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
+        with autocast(self.device, self.precision):
+            return self.objective.loss(self.parallel, batch, draws, self.step / self.train.steps)
 
     def _require_finite(self, loss, norm):
         """Stop before the update, so that neither the weights nor a checkpoint ever hold NaN."""
-        if math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled()):
-            return                                           # the fp16 scaler skips overflown steps itself
-        bad = next((name for name, p in self.network.named_parameters()
-                    if p.grad is not None and not p.grad.isfinite().all()), "the loss")
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite or (math.isfinite(loss) and self.scaler.is_enabled()):
+            self._count_skips(not finite)                    # overflown in fp16: the scale is halved instead
+            return
+        if math.isfinite(loss):
+            bad = next((f"the gradient of {name}" for name, p in self.network.named_parameters()
+                        if p.grad is not None and not p.grad.isfinite().all()), "the gradients' norm")
+        else:                                                # the same step once more, this time watched
+            again = [lambda micro=micro: self._loss(micro) for micro in range(self.train.accumulate)]
+            bad = (first_not_finite(self.network, again) if self.world == 1 else None) or "the loss"
         raise MavliteError(f"stage {self.config.stage}, step {self.step}: {bad} is not finite (loss {loss}); "
                            f"the last checkpoint in {self.run} is intact, lower train.lr and use --resume")
+
+    def _count_skips(self, skipped):
+        """A few skipped steps are how the fp16 scaler finds its scale; many in a row are a training lost."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.skipped += skipped
+        if self.skipped_in_a_row == MAX_SKIPS:
+            raise MavliteError(f"stage {self.config.stage}, step {self.step}: gradients overflowed fp16 in "
+                               f"{MAX_SKIPS} steps in a row ({self.skipped} in all); use --resume with "
+                               "--set train.precision=fp32, or a lower train.lr")
 
     @torch.no_grad()
     def _average(self):
@@ -301,7 +326,8 @@ class Log:
         kept = []
         if path.exists() and step:                           # resumed: forget what came after the checkpoint
             with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+                kept = [row for row in csv.DictReader(file)
+                        if None not in row.values() and int(row["step"]) <= step]    # None: cut short
         self.file = open(path, "w", newline="")
         self.writer = csv.DictWriter(self.file, self.FIELDS)
         self.writer.writeheader()

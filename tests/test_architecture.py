@@ -29,7 +29,8 @@ LEVELS = [
     {"layers", "diffusion", "optim"},
     {"moving_mnist"},
     {"digits", "prompts"},
-    {"checkpoint", "video", "config", "device", "curves", "inputs"},
+    {"checkpoint", "video", "config", "device", "curves", "finite", "inputs"},
+    {"plain_yaml"},
     {"errors"},
 ]
 

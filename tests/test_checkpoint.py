@@ -4,6 +4,9 @@ import errno
 import hashlib
 import json
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,7 @@ def plant(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     record = json.loads((folder / "config.json").read_text())
     record["sha256"] = hashlib.sha256(content).hexdigest()
+    record.pop("checksum", None)                             # the record's own, which is then not asked for
     (folder / "config.json").write_text(json.dumps(record))
 
 
@@ -143,6 +147,31 @@ def test_a_missing_file_is_named(folder, name):
     assert str(folder / name) in refusal(read_weights, folder)
 
 
+@pytest.mark.parametrize("key, value", [("provenance", {"steps": 4}), ("parameters", 18), ("stage", "sr_l")])
+def test_a_record_that_was_changed_is_refused(folder, key, value):
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {key: value}))
+    assert "checksum" in refusal(read_record, folder)
+    del record["checksum"]                                   # as written by earlier versions
+    (folder / "config.json").write_text(json.dumps(record))
+    assert read_record(folder) == record
+    (folder / "config.json").write_text(json.dumps(record | {"chfcksum": "0"}))      # but not if it says more
+    assert "'chfcksum'" in refusal(read_record, folder)
+
+
+def test_new_scores_leave_a_record_whole(folder):
+    before = read_record(folder)
+    checkpoint.record_scores(folder, {"loss": 0.25})
+    assert read_weights(folder)[1] == before | {"scores": {"loss": 0.25}}
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "weights.PT"])
+def test_code_beside_weights_is_refused(folder, name):
+    (folder / name).write_bytes(b"")
+    message = refusal(read_weights, folder)
+    assert name in message and str(folder) in message
+
+
 def test_another_stage_is_refused(folder):
     message = refusal(read_weights, folder, "decoder_t")
     assert str(folder) in message and "'decoder'" in message and "'decoder_t'" in message
@@ -206,6 +235,33 @@ def test_an_interrupt_leaves_the_earlier_folder(tmp_path, monkeypatch):
     assert contents(tmp_path / "w") == {"a": b"5"}
 
 
+def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    checkpoint.write_file(tmp_path / "a", b"1")
+
+    def tear(path, content):
+        path.write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(checkpoint, "_write", tear)
+    message = refusal(checkpoint.write_file, tmp_path / "a", b"2")
+    assert "No space left on device" in message and str(tmp_path / "a") in message
+    assert contents(tmp_path) == {"a": b"1"}
+
+
+def test_an_interrupt_between_the_renames_brings_the_earlier_folder_back(tmp_path, monkeypatch):
+    write_folder(tmp_path / "w", {"a": b"1"})
+    rename, names = checkpoint.os.replace, []
+
+    def interrupted(a, b):
+        names.append(b)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        rename(a, b)
+    monkeypatch.setattr(checkpoint.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "w", {"a": b"2"})
+    assert contents(tmp_path / "w") == {"a": b"1"} and [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file" / "w") in refusal(write_folder, tmp_path / "file" / "w", {"a": b""})
@@ -264,6 +320,79 @@ def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path):
     for path in tmp_path.glob("*/state.safetensors"):
         path.unlink()
     assert str(tmp_path) in refusal(load_checkpoint, tmp_path)
+
+
+def test_a_checkpoint_without_its_optimizer_is_passed_over(tmp_path, capsys):
+    save_steps(tmp_path, [2, 4])
+    newest = tmp_path / "step-00000004"
+    tensors = safetensors.torch.load((newest / "state.safetensors").read_bytes())
+    content = safetensors.torch.save({name: t for name, t in tensors.items() if "optimizer" not in name})
+    (newest / "state.safetensors").write_bytes(content)
+    record = checkpoint._json(newest / "state.json") | {"sha256": hashlib.sha256(content).hexdigest()}
+    (newest / "state.json").write_bytes(checkpoint._sealed(record))
+    assert load_checkpoint(tmp_path)[1]["note"] == 2
+    assert f"4 of {len(tensors)} tensors" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path):
+    save_steps(tmp_path, [2])
+    network, ema, optimizers = trained(4)
+    ema["bias"][0] = float("nan")
+    assert "ema.bias" in refusal(checkpoint.save_checkpoint, tmp_path, 4, network, ema, optimizers, {})
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("ema.bias", None), ("ema.bias", torch.zeros(3)), ("optimizer.0.0.exp_avg", torch.zeros(3)),
+    ("optimizer.0.7.exp_avg", torch.zeros(2))])
+def test_tensors_of_another_network_are_not_restored(tmp_path, name, wrong):
+    save_steps(tmp_path, [2])
+    tensors, _ = load_checkpoint(tmp_path)
+    tensors[name] = wrong
+    kept = {key: t for key, t in tensors.items() if t is not None}
+    message = refusal(restore, kept, tmp_path, *trained(2))
+    assert str(tmp_path) in message and name.removeprefix("ema.") in message
+
+
+# --- one trainer a run folder ------------------------------------------------------------------------------
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write("123 on elsewhere")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_another_process_trains_is_refused_until_that_ends(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+    with other:
+        assert other.stdout.readline() == b"held\n"
+        message = refusal(checkpoint.claim, tmp_path)
+        assert str(tmp_path) in message and "process 123 on elsewhere" in message
+        other.kill()
+        other.wait()
+    assert (tmp_path / ".lock").read_text() == "123 on elsewhere"        # left behind, and locks nothing
+    assert checkpoint.claim(tmp_path)
+
+
+def test_a_process_shares_its_own_lock(tmp_path):
+    assert checkpoint.claim(tmp_path / "run") is checkpoint.claim(tmp_path / "run")
+
+
+def test_what_a_killed_save_left_is_finished_or_removed(tmp_path):
+    save_steps(tmp_path, [2, 4])
+    (tmp_path / "step-00000004").rename(tmp_path / ".step-00000004.old")     # between write_folder's renames
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / ".step-00000002.old")
+    (tmp_path / ".step-00000006.new").mkdir()
+    (tmp_path / ".config.json.new").write_text("{")
+    lock = checkpoint.claim(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "step-00000002", "step-00000004"]
+    assert load_checkpoint(tmp_path)[1]["note"] == 4 and lock
 
 
 def test_a_run_without_checkpoints_starts_anew(tmp_path):

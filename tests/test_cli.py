@@ -1,6 +1,8 @@
 """The command line: files of the right shape, and for every mistake one line and exit code 2."""
 
+import errno
 import shutil
+import signal
 from pathlib import Path
 
 import imageio.v3
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 
 from mavlite import MakeAVideo
-from mavlite.checkpoint import read_record
+from mavlite.checkpoint import load_checkpoint, read_record
 from mavlite.cli import main
 from mavlite.config import STAGE_NAMES
+from mavlite.training import Trainer
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -325,3 +328,26 @@ def test_an_interrupt_is_no_traceback(loaded, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("mavlite.generate.generate_files", interrupt)
     assert run("generate", "two and 4", "--out", tmp_path / "x.mp4") == 130
     assert capsys.readouterr().err == "mavlite: stopped\n"
+
+
+def test_sigterm_saves_and_stops_like_ctrl_c(monkeypatch, capsys, tmp_path):
+    before, step = signal.getsignal(signal.SIGTERM), Trainer._one_step
+
+    def terminated(self):
+        report = step(self)
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return report
+    monkeypatch.setattr(Trainer, "_one_step", terminated)
+    assert run("train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu") == 143
+    assert capsys.readouterr().err.endswith("mavlite: stopped\n")
+    assert load_checkpoint(tmp_path / "run")[1]["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_is_no_traceback(monkeypatch, capsys, tmp_path):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "log.csv")
+    monkeypatch.setattr("mavlite.training.Log.__call__", full)
+    assert run("train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu") == 2
+    assert capsys.readouterr().err.endswith("mavlite: error: log.csv: No space left on device\n")

@@ -91,13 +91,31 @@ MISTAKES = [
     ("diffusion: {loss: l1}", "diffusion.loss"),
     ("sample: {sampler: euler}", "sample.sampler"),
     ("sample: {steps: 0}", "sample.steps"),
+    ("model: {head_dim: 0}", "model.head_dim"),
+    ("model: {channels: [1000000]}", "model.channels"),
+    ("model: {channels: []}", "model.channels"),
+    ("data: {num_frames: 1000000}", "data.num_frames"),
+    ("data: {seed: -1}", "data.seed"),
+    ("train: {batch_size: 1000000000}", "train.batch_size"),
+    ("clip: {vision_layers: [1, 1]}", "clip.vision_layers"),
+    ("clip: {text_width: 6}", "clip.text_width"),
+    ("clip: {pretrained: ../weights.safetensors}", "clip.pretrained"),
+    ("distill: {teacher: runs/../../weights}", "distill.teacher"),
+    ("diffusion: {log_snr_min: 3}", "diffusion.log_snr_min"),
+    ("diffusion: {max_blur: -1}", "diffusion.max_blur"),
+    ("sample: {steps: 1000000}", "sample.steps"),
+    ("? \"a\\nb\"\n: {}", "unknown section"),
+    ("train: {steps: 1, steps: 2}", "'steps' stands there twice"),
+    ("train: &a {steps: 1}\nmodel: *a", "aliases are not taken"),
+    ("train: {steps: 2001-99-99}", "not plain YAML"),
+    ("[" * 3000, "not plain YAML"),
     ("- train", "must hold sections"),
     ("train: {steps: [", "not plain YAML"),
     ("train: {steps: !!python/object/apply:os.getpid []}", "not plain YAML"),
 ]
 
 
-@pytest.mark.parametrize("text, named", MISTAKES, ids=[text for text, _ in MISTAKES])
+@pytest.mark.parametrize("text, named", MISTAKES, ids=[text[:40] for text, _ in MISTAKES])
 def test_a_mistake_is_named(write, text, named):
     with pytest.raises(MavliteError) as error:
         load_config(write(text), "decoder")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mavlite import inputs
 from mavlite.errors import MavliteError
 from mavlite.inputs import read_image, read_video
 from mavlite.video import Video
@@ -369,6 +370,26 @@ def test_too_many_frames(tmp_path, suffix):
         read_video(path, 64, max_frames=5)
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".npy", ".mp4"])
+def test_too_many_pixels_are_refused_before_one_is_decoded(tmp_path, suffix, monkeypatch):
+    path = write_video(tmp_path / f"a{suffix}", clip(), scale=1)
+    size = {".gif": 6, ".npy": 6, ".mp4": 5}[suffix] * 64 * 64           # an MP4 gives its length roughly
+    monkeypatch.setattr(inputs, "MAX_PIXELS", size)
+    assert read_image(path, 64).shape == (1, 64, 64)         # of one frame there are not
+    monkeypatch.setattr(inputs, "MAX_PIXELS", size - 1)
+    monkeypatch.setattr(inputs, "_planes", None)
+    with pytest.raises(MavliteError, match="pixels"):
+        read_video(path, 64)
+
+
+def test_a_file_may_hold_more_than_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "MAX_PIXELS", 5 * 64 * 64)
+    pages = [(page, None) for page in clip()]
+    monkeypatch.setattr("mavlite.inputs._decode", lambda path, limit: iter(pages))
+    with pytest.raises(MavliteError, match="pixels"):
+        read_video(save(tmp_path / "a.png", strokes()), 64)
+
+
 def test_a_gif_that_stands_still_for_minutes(tmp_path):
     pages = [Image.fromarray(frame) for frame in clip(3)]
     pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=[20, 600_000, 20])
@@ -468,7 +489,7 @@ def test_faulty_files_are_refused_quickly_in_one_line(tmp_path, name):
 
 def test_frames_of_different_sizes_are_refused(tmp_path, monkeypatch):
     pages = [np.zeros((16, 16), np.uint8), np.zeros((16, 24), np.uint8)]
-    monkeypatch.setattr("mavlite.inputs._decode", lambda path: iter([(page, None) for page in pages]))
+    monkeypatch.setattr("mavlite.inputs._decode", lambda path, limit: iter([(page, None) for page in pages]))
     with pytest.raises(MavliteError, match="differ in size"):
         read_video(save(tmp_path / "a.png", strokes()), 64)
 

@@ -203,6 +203,16 @@ def test_the_log_has_one_header_and_no_step_twice(trainer):
     assert seconds == sorted(seconds)
 
 
+def test_a_log_whose_last_line_was_cut_short_is_continued(trainer):
+    run = trainer("sr_l").run
+    train(trainer("sr_l", resume=True), until=3)
+    with open(run / "log.csv", "a") as file:
+        file.write("2,0.5")
+    train(trainer("sr_l", resume=True))
+    with open(run / "log.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
 def test_the_log_averages_between_its_lines(trainer):
     it = trainer("judge", "train.log_every=2")
     losses = [report["loss"] for report in train(it)]
@@ -354,6 +364,38 @@ def test_nan_stops_before_the_update(trainer, kind):
     assert trainer("decoder", resume=True).step == 2
 
 
+@pytest.mark.parametrize("stage, named", [("decoder_t", "input 0 of the network"), ("clip", "input 0 of")])
+def test_nan_in_the_data_is_found_there(trainer, stage, named):
+    it = trainer(stage)
+    source = it.objective.pairs if stage == "clip" else it.objective.clips
+    name = "pairs" if stage == "clip" else "clips"
+    draw = getattr(source, name)
+    setattr(source, name, lambda *args: (draw(*args)[0] * math.nan, draw(*args)[1]))
+    message = refusal(train, it)
+    assert f"stage {stage}, step 0: {named}" in message
+
+
+def test_nan_in_a_layer_is_found_there(trainer):
+    it = trainer("decoder")
+    it.network.middle[0].register_forward_hook(lambda module, args, out: out * math.nan)
+    assert "step 0: the output of middle.0 is" in refusal(train, it)
+
+
+def test_an_overflow_in_one_optimizer_skips_all_and_many_in_a_row_stop(trainer, monkeypatch):
+    monkeypatch.setattr(training, "MAX_SKIPS", 3)
+    it = trainer("sr_l", "train.precision=fp16", "train.save_every=1")
+    hook = it.parameters[-1].register_hook(lambda grad: grad * math.nan)  # of AdamW's; Muon's are fine
+    before = parameters(it)
+    assert [report["skipped"] for report in train(it, until=2)] == [1, 2]
+    assert distance(parameters(it), before) == 0
+    hook.remove()                                            # a step not skipped starts the count anew
+    assert train(it, until=3)[-1]["skipped"] == 2 and distance(parameters(it), before) > 0
+    resumed = trainer("sr_l", "train.precision=fp16", "train.steps=9", resume=True)
+    resumed.parameters[-1].register_hook(lambda grad: grad * math.nan)
+    message = refusal(train, resumed)
+    assert "3 steps in a row (5 in all)" in message and resumed.step == 5
+
+
 @pytest.fixture
 def ctrl_c(monkeypatch):
     """ctrl_c(name, step): Ctrl-C is pressed the next time that Trainer's method `name` runs at this step."""
@@ -413,6 +455,14 @@ def test_ctrl_c_waits_for_what_belongs_together_but_not_in_another_thread(ctrl_c
     with pytest.raises(ArithmeticError), uninterrupted():    # an error goes before: the block is not whole
         signal.raise_signal(signal.SIGINT)
         raise ArithmeticError
+
+    stopped = []                                             # SIGTERM is no different
+    before = signal.signal(signal.SIGTERM, lambda *args: stopped.append("terminated"))
+    with uninterrupted():
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped == []
+    assert stopped == ["terminated"]
+    signal.signal(signal.SIGTERM, before)
 
     def elsewhere():                                         # only the main thread may handle signals
         with uninterrupted():

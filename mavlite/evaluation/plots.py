@@ -83,7 +83,8 @@ def plot_motion(report):
 def plot_extension(report):
     """Both digits found in each second of extended videos and of real clips as long; grey: the interval."""
     table = report["extension"]
-    figure, axes = plt.subplots(figsize=(6, 3))
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
     middle = [second + 0.5 for second in range(len(table["extended"]))]
     axes.fill_between(middle, *zip(*table["interval"]), color="0.85")
     axes.plot(middle, table["real"], marker="o", markersize=3, color="0.5", label="real")

@@ -5,6 +5,7 @@ was seen in training: test digits, other clips, and networks that share nothing 
 """
 
 import json
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from einops import rearrange
 from tqdm import tqdm
 
 from mavlite import cascade
-from mavlite.checkpoint import SHIPPED, record_scores
+from mavlite.checkpoint import SHIPPED, record_scores, write_file
 from mavlite.device import autocast
 from mavlite.errors import MavliteError
 from mavlite.evaluation import applications, distances, fidelity, motion
@@ -371,17 +372,18 @@ def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None
         raise MavliteError(f"{out}: a report is written as .json")
     try:                                                     # before hours of work
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.touch()
+        with tempfile.TemporaryFile(dir=out.parent):         # nothing stays there if the work is stopped
+            pass
     except OSError as error:
         raise MavliteError(f"{out}: cannot be written ({error.strerror})") from None
     # Here, as matplotlib takes a while to import.
     from mavlite.evaluation.plots import save_plots
     report = Evaluation(weights, sizes, seed, device, progress=True).run()
     print_table(report)
-    out.write_text(json.dumps(report, indent=1))
+    write_file(out, json.dumps(report, indent=1).encode())
     if record_in_weights:
         record(report, weights or SHIPPED)
     table = out.with_suffix(".md")
-    table.write_text(markdown(report))
+    write_file(table, markdown(report).encode())
     print(f"wrote {out}", table, *save_plots(report, out.with_suffix("")), sep="\n      ")
     return report

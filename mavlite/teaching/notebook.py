@@ -48,7 +48,8 @@ def start(preset="cpu", pretrained=True):
     preset: "smoke" (seconds, glyph digits, networks too small to be looked at), "cpu" or "t4": which file of
     `configs/` says how networks are trained. pretrained: load the shipped networks instead of training.
     MAVLITE_PRESET and MAVLITE_PRETRAINED (0 or 1) in the environment override the two. Also seeds torch, has
-    GPUs compute in full precision, and sets matplotlib up for small grey frames. Raises MavliteError for any other value.
+    GPUs compute in full precision, and sets matplotlib up for small grey frames. Raises MavliteError for any
+    other value.
     """
     preset = os.environ.get("MAVLITE_PRESET", preset)
     if preset not in PRESETS:
