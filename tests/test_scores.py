@@ -1,0 +1,27 @@
+"""The README's scores are the report's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.scores import BEGIN, END, SHOWN, insert
+
+ROOT = Path(__file__).parents[1]
+REPORT = json.loads((ROOT / "docs" / "report.json").read_text())
+
+
+def test_the_readme_shows_the_scores_of_the_report():
+    readme = (ROOT / "README.md").read_text()
+    assert insert(readme, REPORT) == readme
+
+
+def test_every_score_that_is_shown_exists():
+    assert set(SHOWN) <= {(row["section"], row["score"], row["unit"]) for row in REPORT["scores"]}
+
+
+def test_only_what_is_between_the_marks_changes():
+    text = insert(f"a\n{BEGIN}old\n{END}\nb\n", REPORT)
+    assert text.startswith(f"a\n{BEGIN}| part") and text.endswith(f"{END}\nb\n") and "old" not in text
+    with pytest.raises(ValueError, match="scores"):
+        insert("no marks", REPORT)
