@@ -5,6 +5,9 @@ import torch
 from einops import rearrange
 
 from mavlite.checkpoint import SHIPPED, read_record
+from mavlite.diffusion import Diffusion
+from mavlite.digits import load_digits
+from mavlite.moving_mnist import UnlabelledClips
 from mavlite.pipeline import MakeAVideo
 from mavlite.stages import MEASURING, STAGES, build_network, load_clip, load_network, read_config
 from mavlite.unet import inflate
@@ -41,14 +44,17 @@ def test_inflation_of_the_trained_network_is_the_identity(clip, source, target, 
     video = inflate(trained, build_network(config, clip)).to(dtype).eval()
     trained = trained.to(dtype)
     size = config.data.sizes[STAGES[source].size[0]]
+    # Noised clips and their embeddings, as in training: far from those, rounding alone is amplified more.
+    clips = UnlabelledClips(load_digits("test", "glyphs").images, seed=5)
     for f in (1, 8, 16, 76) if trained.conv_in.temporal is None else (1, 16):
-        x = torch.randn(1, 1, f, size, size, dtype=dtype)
+        x_0 = clips.clips([0], torch.tensor([6.0]), f, size)[0].to(dtype) * 2 - 1
         t = torch.tensor([0.6], dtype=dtype)
+        x = Diffusion().add_noise(x_0, torch.randn_like(x_0), t)
         conditions, new = {}, {}
         if trained.embed_dim:
-            conditions["image_embeds"] = torch.randn(1, trained.embed_dim, dtype=dtype)
+            conditions["image_embeds"] = clip.image_embeds(clips.condition_frames([0], size)).to(dtype)
         if trained.concat_channels:
-            conditions["concat"] = torch.randn(1, trained.concat_channels, f, size, size, dtype=dtype)
+            conditions["concat"] = x_0
         elif video.concat_channels:
             new["concat"] = torch.randn(1, video.concat_channels, f, size, size, dtype=dtype)
         for name in STAGES[target].scalars:
