@@ -61,8 +61,8 @@ class UNet(nn.Module):
         self.embed = self.to_context = None
         if embed_dim:
             self.null_embed = nn.Parameter(torch.zeros(embed_dim))
-            # Initialised so that components of order one come out as components of order one: with torch's
-            # own initialisation the embedding is a tenth of the time embedding, and long hardly heard.
+            # Initialised so that components of order one come out as components of order one. Torch's own
+            # initialisation makes them a fifth of that, and the time embedding drowns them for long.
             self.embed = nn.Sequential(nn.Linear(embed_dim, emb), nn.SiLU(), nn.Linear(emb, emb))
             nn.init.normal_(self.embed[0].weight, std=embed_dim ** -0.5)
             nn.init.normal_(self.embed[2].weight, std=(0.36 * emb) ** -0.5)      # 0.36 = E[silu(z)^2]
