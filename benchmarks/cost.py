@@ -1,74 +1,151 @@
-"""The cost sheet of one video: arithmetic and seconds of each stage, beside what this machine can do.
+"""The cost sheet of one video: arithmetic, seconds and memory of each stage, beside what this machine can do.
 
-    python -m benchmarks.cost [--weights DIR] [--repeats 5]
+    python -m benchmarks.cost [--weights DIR] [--repeats 5] [--out docs/cost.md]
+
+FLOPs are those of matrix products and convolutions, two a multiply-add, as torch counts them. Seconds are
+medians of whole videos; each stage's peak of memory is that of a process in which this stage runs alone.
 """
 
 import argparse
-import statistics
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import median_seconds
+from benchmarks.command import machine, run, table, write
+from benchmarks.timing import PROMPT, in_own_process, median_seconds, peak_memory, stage_seconds
+from mavlite import cascade
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast
+from mavlite.errors import MavliteError
 from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
+from mavlite.stages import STAGES
 
 CANDIDATES = 2                               # of the prior
+WHOLE = "in all"
 
 
 def machine_rates(device, precision):
-    """GFLOP/s of a matrix product (1024 x 1024) and of the U-Net's commonest convolution (64 x 8 x 8)."""
-    a = torch.randn(1024, 1024, device=device)
-    x = torch.randn(512, 64, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
-    w = torch.randn(64, 64, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), autocast(device, precision):
-        product = 2 * 1024**3 / median_seconds(lambda: a @ a, device)
-        convolution = 2 * 512 * 64 * 64 * 64 * 9 / median_seconds(lambda: F.conv2d(x, w, padding=1), device)
+    """GFLOP/s of a matrix product and of the U-Net's commonest convolution (64 channels, 8 x 8)."""
+    size, images = (1024, 512) if device.type == "cpu" else (8192, 16384)        # a GPU would only be started
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    x, w = (torch.randn(*shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            for shape in ((images, 64, 8, 8), (64, 64, 3, 3)))
+    with torch.no_grad():
+        product = 2 * size**3 / median_seconds(lambda: a @ a, device)
+        convolution = 2 * images * 64 * w.numel() / median_seconds(lambda: F.conv2d(x, w, padding=1), device)
     return product / 1e9, convolution / 1e9
 
 
-def evaluations(pipe, stage):
-    """(network evaluations, frames in each) of a stage for one video with its default settings."""
-    sample, data = pipe.configs[stage].sample, pipe.data
-    doubled = 2 if sample.guidance_scale != 1 else 1
-    keys = data.num_frames
-    per_window = (keys - 1) // data.frame_skip + 1
-    windows = -(-(keys - 1) // (per_window - 1))
-    video = (keys - 1) * data.frame_skip + 1
-    frames = {"prior": CANDIDATES, "decoder_t": keys, "sr_l_t": video, "sr_h": video,
-              "interpolation": windows * ((per_window - 1) * data.frame_skip + 1)}[stage]
-    return sample.steps, doubled * frames
+def evaluations(sample):
+    """Network evaluations of one sample under a SampleConfig: guidance doubles them."""
+    return sample.steps * (1 if sample.guidance_scale == 1 else 2)
+
+
+def video_length(data):
+    """Frames of a finished video by default."""
+    return (data.num_frames - 1) * data.frame_skip + 1
+
+
+def frames_each(stage, data):
+    """How many frames (of P: candidates) one evaluation is of, for one video with the default settings."""
+    if stage == "prior":
+        return CANDIDATES
+    if stage == "decoder_t":
+        return data.num_frames
+    if stage == "interpolation":                             # windows share their end frames
+        gaps = (data.num_frames - 1) // data.frame_skip
+        return len(cascade.window_starts(data.num_frames, gaps + 1)) * (gaps * data.frame_skip + 1)
+    return video_length(data)
+
+
+@torch.no_grad()
+def run_stage(pipe, stage):
+    """One stage for one video, on input of the right shape: what the input says costs nothing."""
+    data, clip = pipe.data, pipe.networks["clip"]
+    network, config = pipe.networks[stage], pipe.configs.get(stage)
+    noise = cascade.Noise(0, [0], stage, pipe.device)
+    y_e = torch.zeros(1, clip.embed_dim, device=pipe.device)
+
+    def video(size, frames):
+        return torch.zeros(1, data.channels, frames, data.sizes[size], data.sizes[size], device=pipe.device)
+
+    with autocast(pipe.device, pipe.precision):
+        if stage in ("clip", "prior"):
+            text = [x.float() for x in clip.text([PROMPT])]
+            return text if stage == "clip" else cascade.run_prior(network, config, noise, *text)
+        if stage == "decoder_t":
+            return cascade.run_decoder_t(network, config, noise, y_e, data.fps)
+        if stage == "interpolation":
+            return cascade.run_interpolation(network, config, noise, video(0, data.num_frames), y_e, data.fps,
+                                             data.frame_skip)
+        return cascade.run_super_resolution(network, config, noise,
+                                            video(STAGES[stage].size[1], video_length(data)),
+                                            shared_noise=stage == "sr_h")
+
+
+def memory(weights, stage):
+    """(bytes with the weights loaded, bytes that a stage or a whole video adds at most), in this process."""
+    pipe = MakeAVideo.from_pretrained(weights)
+    before = peak_memory(pipe.device)
+    if stage == WHOLE:
+        pipe(PROMPT)
+    else:
+        run_stage(pipe, stage)
+    return before, peak_memory(pipe.device) - before
+
+
+def row(stage, seconds, whole, added, convolution, gflop=None, each=("", "", "")):
+    """A line of the table.
+
+    seconds: of this stage. whole: of the whole call. added: bytes of memory. convolution: the machine's
+    GFLOP/s. gflop: of this stage, None if not counted. each: frames and GFLOP of an evaluation, evaluations.
+    """
+    rates = ["", "", ""]
+    if gflop is not None:
+        rates = [f"{gflop:.1f}", f"{gflop / seconds:.0f}", f"{gflop / seconds / convolution:.0%}"]
+    return [stage, *each, rates[0], f"{seconds:.3f}", f"{seconds / whole:.1%}", *rates[1:],
+            f"{added / 2**20:.0f}"]
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--weights", default=SHIPPED)
     p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--out", metavar="MARKDOWN")
     args = p.parse_args()
+    if args.repeats < 1:
+        raise MavliteError(f"--repeats {args.repeats}: must be 1 or more")
     pipe = MakeAVideo.from_pretrained(args.weights)
-    pipe("two and 4")                                        # warm up
-    runs = [pipe("two and 4", seed=k).seconds for k in range(args.repeats)]
-    seconds = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
-    total = sum(seconds.values())
+    seconds, whole = stage_seconds(pipe, args.repeats)
     product, convolution = machine_rates(pipe.device, pipe.precision)
-    print(f"{pipe.device.type}, {pipe.precision}, {torch.get_num_threads()} threads: "
-          f"matrix product {product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s")
-    print(f"{'stage':14s} {'evaluations':>11s} {'frames each':>11s} {'GFLOP':>8s} "
-          f"{'seconds':>8s} {'share':>6s} {'GFLOP/s':>8s}")
+    held, rows, total = [], [], 0.0
     for stage, spent in seconds.items():
-        if stage == "clip":
-            print(f"{stage:14s} {1:11d} {'-':>11s} {'-':>8s} {spent:8.3f} {spent / total:6.1%}")
-            continue
-        steps, frames = evaluations(pipe, stage)
-        # The FLOP counter wants real tensors on the CPU.
-        gflop = flops_per_frame(stage, pipe.networks[stage].cpu(), pipe.configs[stage]) * steps * frames / 1e9
-        print(f"{stage:14s} {steps:11d} {frames:11d} {gflop:8.1f} "
-              f"{spent:8.3f} {spent / total:6.1%} {gflop / spent:8.0f}")
-    length = (pipe.data.num_frames - 1) * pipe.data.frame_skip + 1
-    print(f"{'in all':14s} {'':11s} {'':11s} {'':8s} {total:8.3f}, for {length} frames")
+        before, added = in_own_process(memory, args.weights, stage)
+        held.append(before)
+        arithmetic = ()
+        if stage in pipe.configs:                            # C reads one prompt, once
+            # The FLOP counter wants real tensors on the CPU.
+            flops = flops_per_frame(stage, pipe.networks[stage].cpu(), pipe.configs[stage])
+            frames, count = frames_each(stage, pipe.data), evaluations(pipe.configs[stage].sample)
+            gflop = flops * frames / 1e9
+            total += gflop * count
+            arithmetic = gflop * count, (frames, f"{gflop:.3g}", count)
+        rows.append(row(f"`{stage}`", spent, whole, added, convolution, *arithmetic))
+    _, added = in_own_process(memory, args.weights, WHOLE)
+    rows.append(row(WHOLE, whole, whole, added, convolution, total))
+    length, rate = video_length(pipe.data), pipe.data.fps * pipe.data.frame_skip
+    header = ["stage", "frames each", "GFLOP each", "evaluations", "GFLOP", "seconds", "share", "GFLOP/s",
+              "of the convolution rate", "peak memory, MiB"]
+    holding = "the weights" if pipe.device.type == "cuda" else "PyTorch and the weights"
+    write(f"One video of {length} frames, {length / rate:.2f} s long, `python -m benchmarks.cost`, median of "
+          f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
+          f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
+          "network, of which a guided step takes two; P's frames are its candidates. Memory is what comes on "
+          f"top of the {min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
+          + table(header, rows), args.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

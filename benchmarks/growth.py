@@ -4,25 +4,23 @@
 
 Each size is measured in a process of its own, so that the peak of memory is its own too; it first makes the
 shortest video, to warm up, and then the median of `--repeats` videos is taken. Writes growth.csv and
-growth.png, and prints the straight line that fits best: linear growth has R^2 near 1, flat memory few MiB a
-frame. What the memory holds at any length is PyTorch, the weights and the stages' working memory; what grows
-are the finished frames and those that the stages keep for `Video.stages`.
+growth.png, and in growth.md the straight lines that fit best: linear growth has R^2 near 1, flat memory a
+small part of a MiB a frame. What the memory holds at any length is PyTorch, the weights and the stages'
+working memory; what grows are the finished frames and those that the stages keep for `Video.stages`.
 """
 
 import argparse
 import csv
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from benchmarks.command import machine, run, write
+from benchmarks.timing import PROMPT, in_own_process, peak_memory
 from mavlite.checkpoint import SHIPPED
-from mavlite.device import pick_device
+from mavlite.device import pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
 
@@ -30,33 +28,25 @@ FRAMES = [16, 76, 150, 300, 600, 1200, 2400]
 BATCH = [1, 2, 4, 8, 16, 32, 64]
 
 
-def peak_memory(device):
-    """Bytes: on a CUDA device what tensors took at most, elsewhere what the whole process did."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def measure(weights, device, frames, batch, repeats):
     """One size, in this process: {frames, batch, seconds, peak_mib, one column for each stage's seconds}."""
     pipe = MakeAVideo.from_pretrained(weights, device=device)
-    pipe("two and 4", num_frames=2)
-    runs = [pipe(["two and 4"] * batch, num_frames=frames, seed=k).seconds for k in range(repeats)]
+    pipe(PROMPT, num_frames=2)
+    runs = [pipe([PROMPT] * batch, num_frames=frames, seed=k).seconds for k in range(repeats)]
     stages = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
     return {"frames": frames, "batch": batch, "seconds": sum(stages.values()),
             "peak_mib": peak_memory(pipe.device) / 2**20, **stages}
 
 
-def in_own_process(*arguments):
-    """`measure`, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.growth", "--one", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        said = done.stderr.strip() or "no word: it was probably killed for want of memory"
-        raise SystemExit(f"{arguments[2]} frames, batch {arguments[3]}: {said.splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def write_csv(rows, path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({key: round(value, 4) for key, value in row.items()} for row in rows)
+    except OSError as error:
+        raise MavliteError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
 
 
 def line(x, y):
@@ -98,44 +88,35 @@ def main():
     p.add_argument("--batch-frames", type=int, default=76, help="their length")
     p.add_argument("--repeats", type=int, default=1)
     p.add_argument("--out", default="docs/growth", metavar="DIR")
-    p.add_argument("--one", nargs=5, metavar=("WEIGHTS", "DEVICE", "FRAMES", "BATCH", "REPEATS"),
-                   help="measure this size here, print JSON and end")
     args = p.parse_args()
-    if args.one:
-        try:
-            print(json.dumps(measure(*args.one[:2], *map(int, args.one[2:]))))
-        except MavliteError as error:
-            raise SystemExit(str(error)) from None
-        return
     if (min(len(args.frames), len(args.batch), *args.frames, args.batch_frames) < 2
             or min(*args.batch, args.repeats) < 1):
-        raise SystemExit("give two lengths of 2 frames or more, two batch sizes, and 1 repeat, or more")
+        raise MavliteError("give two lengths of 2 frames or more, two batch sizes, and 1 repeat, or more")
 
-    device, out = pick_device(args.device), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    device, out, measured = pick_device(args.device), Path(args.out), {}
     sizes = {"frames": [(frames, 1) for frames in args.frames],
              "batch": [(args.batch_frames, batch) for batch in args.batch]}
-    bar = tqdm(total=len({size for group in sizes.values() for size in group}), unit="size")
-    measured = {}
-    for size in sum(sizes.values(), []):
-        if size not in measured:                             # one video of 76 frames is in both
-            measured[size] = in_own_process(args.weights, device, *size, args.repeats)
-            bar.update()
-            with open(out / "growth.csv", "w", newline="") as file:                  # what is measured stays
-                writer = csv.DictWriter(file, next(iter(measured.values())))
-                writer.writeheader()
-                writer.writerows({key: round(value, 4) for key, value in row.items()}
-                                 for row in measured.values())
-    bar.close()
+    wanted = list(dict.fromkeys(sizes["frames"] + sizes["batch"]))       # one video of 76 frames is in both
+    for size in tqdm(wanted, unit="size"):
+        try:
+            measured[size] = in_own_process(measure, args.weights, device, *size, args.repeats)
+        except MavliteError as error:
+            raise MavliteError(f"{size[0]} frames, batch {size[1]}: {error}") from None
+        write_csv(list(measured.values()), out / "growth.csv")       # what is measured stays
     series = {along: [measured[size] for size in group] for along, group in sizes.items()}
     save_plot(series, out / "growth.png")
-    print(f"{device.type}, {torch.get_num_threads()} threads, median of {args.repeats}")
+    lines = []
     for along, rows in series.items():
-        for key, unit in (("seconds", "s"), ("peak_mib", "MiB")):
+        for key, name, unit in (("seconds", "seconds", "s"), ("peak_mib", "peak memory", "MiB")):
             start, slope, r2 = line([row[along] for row in rows], [row[key] for row in rows])
-            print(f"{key:8s} = {start:9.3f} {unit} + {slope:9.5f} {unit} x {along:6s}   R^2 {r2:.4f}")
-    print("wrote", out / "growth.csv", out / "growth.png")
+            what = "frames" if along == "frames" else f"videos of {args.batch_frames} frames"
+            low, high = (end(row[along] for row in rows) for end in (min, max))
+            lines.append(f"- {name} = {start:.3f} {unit} + {slope:.5f} {unit} × {what}, "
+                         f"from {low} to {high}: R^2 {r2:.4f}\n")
+    write(f"`python -m benchmarks.growth`, median of {args.repeats}: "
+          f"{machine(device, pick_precision(device))}. Values: [growth.csv](growth.csv), drawn: "
+          "[growth.png](growth.png). Straight lines that fit best:\n\n" + "".join(lines), out / "growth.md")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

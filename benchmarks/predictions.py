@@ -9,9 +9,10 @@ it is worth only `mavlite evaluate` and `python -m benchmarks.steps` can tell.
 
 import argparse
 import dataclasses
-import statistics
 
 from benchmarks.command import machine, run, table, write
+from benchmarks.cost import evaluations
+from benchmarks.timing import stage_seconds
 from mavlite.checkpoint import SHIPPED
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
@@ -30,11 +31,6 @@ def changes():
         yield f"D^t and upF students of {steps}", {"decoder_t": one, "interpolation": one}
 
 
-def evaluations(sample):
-    """Network evaluations of one sample under a SampleConfig: guidance doubles them."""
-    return sample.steps * (1 if sample.guidance_scale == 1 else 2)
-
-
 def predict(seconds, before, after):
     """Seconds of each stage (dict) under other SampleConfigs: before, after map stages to those."""
     return {stage: spent * evaluations(after[stage]) / evaluations(before[stage]) if stage in after else spent
@@ -46,9 +42,7 @@ def measured(pipe, repeats, overrides=None):
     overrides = overrides or {}
     options = {name: {stage: one[name] for stage, one in overrides.items() if name in one}
                for name in ("steps", "guidance_scale")}
-    pipe("two and 4", **options)
-    runs = [pipe("two and 4", seed=k, **options).seconds for k in range(repeats)]
-    return {stage: statistics.median(one[stage] for one in runs) for stage in runs[0]}
+    return stage_seconds(pipe, repeats, **options)[0]
 
 
 def main():
@@ -72,8 +66,8 @@ def main():
                      *(f"{sum(found.values()):.3f}" for found in (predicted, outcome))])
     header = ["change", "evaluations", "these stages, predicted s", "measured s",
               "whole video, predicted s", "measured s"]
-    write("Median seconds of one video, `python -m benchmarks.predictions`; a guided step is two "
-          f"evaluations. {machine(pipe.device, pipe.precision)}.\n\n" + table(header, rows), args.out)
+    write(f"Seconds of one video, median of {args.repeats}, `python -m benchmarks.predictions`; a guided "
+          f"step is two evaluations. {machine(pipe.device, pipe.precision)}.\n\n" + table(header, rows), args.out)
 
 
 if __name__ == "__main__":

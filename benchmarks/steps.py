@@ -8,7 +8,8 @@ input: P by its nearest prompt and its cosine, D and D^t by the judge, upF and t
 PSNR on real clips. Writes OUT.csv after each score, then OUT.md (the knees beside the defaults) and OUT.png.
 
 On two CPU cores this takes long, so it goes on where it stopped: a score that OUT.csv holds for the same
-weights and the same number of clips is not measured again. One stage a call is fine.
+weights and the same number of clips is not measured again. One stage a call is fine, and what takes few
+evaluations is measured first: a call that was stopped leaves whole curves, up to some number of them.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from benchmarks import cost
 from benchmarks.command import machine, run, table, write
 from benchmarks.curve import TOLERANCE, curves, evaluations, knee, merge, read_rows, write_rows
 from mavlite import cascade
@@ -42,13 +44,13 @@ BATCH = 16                                   # clips at a time
 
 
 def settings(stage, config, steps=STEPS):
-    """The ways of sampling that are compared, the stage's default among them: SampleConfigs."""
+    """The ways of sampling that are compared, the stage's default among them: SampleConfigs, cheap first."""
     default, scales = config.sample, [1.0]
     if stage in GUIDED and config.distill.teacher is None:   # a student has its guidance within
         scales.append(GUIDANCE if default.guidance_scale == 1 else default.guidance_scale)
     grid = [dataclasses.replace(default, sampler=sampler, guidance_scale=scale, steps=count)
             for scale in scales for sampler in SAMPLERS for count in steps]
-    return grid if default in grid else [*grid, default]
+    return sorted(grid if default in grid else [*grid, default], key=cost.evaluations)
 
 
 class Scores:
@@ -59,6 +61,7 @@ class Scores:
         self.judge, _, _ = load_network(weights, "judge", device=self.pipe.device)
         self.data, real = self.pipe.data, RealClips(self.pipe.data, videos)
         self.pairs, self.embeds = real.pairs, image_embeds(self.pipe, real.conditions())
+        self.digits = real.source
         # As in the report: one window of upF, whose every skip-th frame is a key frame.
         self.skip = self.data.frame_skip
         length = (self.data.num_frames - 1) // self.skip * self.skip + 1
@@ -139,8 +142,10 @@ def measure_stage(scores, stage, rows, weights, steps=STEPS):
 
 
 def sum_of(weights, stage):
-    """Which weights a score depends on: the stage's, and the judge's where it judges."""
-    stages = [stage, *(["judge"] if stage in ("decoder", "decoder_t") else [])]
+    """Which weights a score depends on: the stage's, C's where it conditions, the judge's where it judges."""
+    own_clip = STAGES[stage].uses_clip and (Path(weights) / "clip").is_dir()         # else a public one
+    stages = [stage, *(["clip"] if own_clip else []),
+              *(["judge"] if stage in ("decoder", "decoder_t") else [])]
     return "+".join(read_record(Path(weights) / name, name)["sha256"][:8] for name in stages)
 
 
@@ -161,7 +166,7 @@ def knees(rows, note):
               "default", "score", "evaluations", "s a clip"]
     within = ", ".join(f"{value:g} ({unit})" for unit, value in TOLERANCE.items())
     return (f"Knee: fewest evaluations within {within} of the best, `python -m benchmarks.steps`; "
-            f"a guided step is two evaluations. {note}\n\n"
+            f"a guided step is two evaluations. Seconds are a clip's share of a batch of {BATCH}. {note}\n\n"
             + table(header, lines))
 
 
@@ -215,7 +220,8 @@ def main():
             rows = merge(rows, new)
             write_rows(rows, path)                           # what is measured stays
     save_plot(rows, path.with_suffix(".png"))
-    write(knees(rows, machine(scores.pipe.device, scores.pipe.precision) + "."), path.with_suffix(".md"))
+    note = f"{machine(scores.pipe.device, scores.pipe.precision)}; {scores.digits} digits."
+    write(knees(rows, note), path.with_suffix(".md"))
 
 
 if __name__ == "__main__":

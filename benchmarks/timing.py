@@ -1,9 +1,21 @@
-"""Median seconds of a call, after warm-up."""
+"""What benchmarks measure with: median seconds after warm-up, the peak of memory, a process of one's own."""
 
+import math
+import multiprocessing
+import re
 import statistics
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
 
 from mavlite.device import synchronize
+from mavlite.errors import MavliteError
+
+PROMPT = "two and 4"
 
 
 def median_seconds(call, device, repeats=7):
@@ -16,3 +28,47 @@ def median_seconds(call, device, repeats=7):
         synchronize(device)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def stage_seconds(pipe, repeats, **options):
+    """({stage: median seconds}, median seconds of the whole call) of one video, after warm-up."""
+    pipe(PROMPT, **options)
+    runs, calls = [], []
+    for seed in range(repeats):
+        started = time.perf_counter()
+        runs.append(pipe(PROMPT, seed=seed, **options).seconds)      # ends on the CPU: nothing to wait for
+        calls.append(time.perf_counter() - started)
+    stages = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+    return stages, statistics.median(calls)
+
+
+def peak_memory(device):
+    """Bytes: on a CUDA device what tensors took at most, elsewhere what this process did; it only grows.
+
+    NaN where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux: getrusage would not do, as a child begins with its parent's peak there.
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak is not None:
+        return 1024 * int(peak[1])
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def in_own_process(function, *arguments):
+    """function(*arguments) in a fresh process, so that the peak of memory is its own.
+
+    Raises MavliteError when the process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise MavliteError("the measuring process was killed, probably for want of memory") from None

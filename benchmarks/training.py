@@ -86,7 +86,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--config", default="configs/cpu.yaml")
     p.add_argument("--stages", nargs="+", choices=STAGE_NAMES, default=STAGE_NAMES)
-    p.add_argument("--steps", type=int, default=3, help="timed, after one to warm up")
+    p.add_argument("--steps", type=int, default=5, help="timed, after one to warm up")
     p.add_argument("--weights", default=SHIPPED, help="where C comes from")
     p.add_argument("--out", metavar="MARKDOWN")
     args = p.parse_args()

@@ -23,6 +23,8 @@ from mavlite.errors import MavliteError
 SHIPPED = Path(__file__).parent / "weights"
 MODEL, RECORD = "model.safetensors", "config.json"
 KEYS = {"stage", "parameters", "sha256", "config", "provenance", "scores"}   # of a record
+# What mavlite writes. Others, such as floats of 8 bits, cannot even be looked at for NaN.
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 # Never opened here, whatever it is called; a weights folder that comes with it is not to be trusted.
 CODE = {".py", ".pyc", ".so", ".sh", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"}
 
@@ -82,23 +84,29 @@ def _unwritable(path, error):
 
 def _tensors(path, content):
     try:
-        return load(content)
+        tensors = load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
         raise MavliteError(f"{path}: not a readable safetensors file ({reason}); "
                            "fetch or train it again") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NUMBERS:
+            raise MavliteError(f"{path}: {name} holds {tensor.dtype}; mavlite writes no such numbers")
+    return tensors
 
 
 def _json(path):
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
+        said = record.pop("checksum", None) if isinstance(record, dict) else None
+        whole = said in (None, _checksum(record))            # None: written before there was one
     except FileNotFoundError:
         raise MavliteError(f"{path}: missing; a weights folder holds {MODEL} and {RECORD}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise MavliteError(f"{path}: not readable JSON ({' '.join(str(error).split())})") from None
     if not isinstance(record, dict):
         raise MavliteError(f"{path}: must hold a JSON object")
-    if record.pop("checksum", None) not in (None, _checksum(record)):    # None: written before there was one
+    if not whole:
         raise MavliteError(f"{path}: does not match its own checksum; it is damaged, "
                            "fetch or train it again")
     return record
@@ -185,8 +193,10 @@ def read_weights(folder, stage=None):
 
 def load_state(network, state, folder):
     """Strict load with one clear line instead of PyTorch's list."""
+    def kind(tensor):
+        return tensor.shape, tensor.is_floating_point()
     expected = network.state_dict()
-    wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    wrong = [name for name in expected if name not in state or kind(state[name]) != kind(expected[name])]
     wrong += [name for name in state if name not in expected]
     if wrong:
         raise MavliteError(f"{folder}: the weights do not fit this configuration, for example {wrong[0]}; "
@@ -253,7 +263,7 @@ def _flatten_optimizer(index, optimizer):
 
 
 def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
-    """Write run/step-XXXXXXXX atomically, then remove all but the newest `keep`.
+    """Write run/step-XXXXXXXX atomically, then remove all but `keep` of those up to it.
 
     Raises MavliteError when it cannot be written, or if a tensor is not finite; earlier ones stay.
     """
@@ -266,7 +276,8 @@ def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
     content = save(tensors)
     state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "tensors": len(tensors), **extra}
     write_folder(Path(run) / f"step-{step:08d}", {"state.safetensors": content, "state.json": _sealed(state)})
-    for old in checkpoints(run)[:-keep]:
+    # Later ones are damaged, or this run would have gone on from them; they do not count.
+    for old in [path for path in checkpoints(run) if path.name <= f"step-{step:08d}"][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -39,7 +39,15 @@ def _stays_inside(name, path):
 
 def _shown(value):
     """A value for a message: never long, however large it is."""
-    return reprlib.repr(value)[:80]
+    try:
+        return reprlib.repr(value)[:80]
+    except ValueError:                                       # Python writes out no number of 5000 digits
+        return "a number of thousands of digits"
+
+
+def _named(key):
+    """A key for a message: as it stands in the file, if it is text."""
+    return key[:60] if isinstance(key, str) else _shown(key)
 
 
 @dataclass
@@ -57,7 +65,7 @@ class DataConfig:
     max_frame_skip: int = 6
     # Beta curriculum of D^t's key-frame rate over training progress (see objectives.draw_fps)
     fps_concentration: float = 4.0
-    fps_uniform: float = 0.2                 # share of clips with a uniform rate, to the end
+    fps_uniform: float = 0.2                 # share of clips that draw all octaves alike from the start
     condition: str = "clearest"              # frame that conditions: clearest, first, mean
     mean_condition: float = 0.2              # share of D^t's clips conditioned on the mean embedding instead
 
@@ -310,7 +318,7 @@ class Config:
                   else _fill(kind, {} if mapping.get(key) is None else mapping[key], key)
                   for key, kind in sections.items()}
         if sections["model"] is None:
-            _require(not mapping.get("model"),
+            _require(mapping.get("model") in (None, {}),
                      "stage clip has no model section: its network is the section clip")
         config = cls(stage=stage, **filled)
         if config.distill.teacher is not None:
@@ -332,7 +340,7 @@ def _fill(kind, mapping, path):
     _require(isinstance(mapping, dict), f"{path}: must be a section of keys, not {_shown(mapping)}")
     hints = typing.get_type_hints(kind)
     for key in mapping:
-        _require(key in hints, f"unknown key {path}.{str(key)[:60]}; {path} has {', '.join(hints)}")
+        _require(key in hints, f"unknown key {path}.{_named(key)}; {path} has {', '.join(hints)}")
     return kind(**{key: _check(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
 
 
@@ -342,6 +350,7 @@ def _check(kind, value, path):
         return None if value is None else _check(arguments[0], value, path)
     if origin is list:
         _require(isinstance(value, list), f"{path}: must be a list, not {_shown(value)}")
+        _require(len(value) <= 64, f"{path}: {len(value)} values are more than any list here takes")
         return [_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if kind is float:
         if isinstance(value, str):                           # YAML 1.1 reads 1e-3 as text
@@ -358,22 +367,27 @@ def _check(kind, value, path):
         _require(abs(value) < 2**31, f"{path}: {_shown(value)} is too large")
     else:
         _require(isinstance(value, kind), f"{path}: must be a {kind.__name__}, not {_shown(value)}")
+        _require(kind is not str or len(value) < 1000, f"{path}: {_shown(value)} is too long")
     return value
 
 
 def load_config(path, stage, overrides=()):
     """The configuration of one stage: shared sections, then the stage's block, then --set overrides."""
-    _require(stage in STAGE_NAMES, f"unknown stage {stage!r}; there are {', '.join(STAGE_NAMES)}")
+    stages = ", ".join(STAGE_NAMES)
+    _require(stage in STAGE_NAMES, f"unknown stage {_shown(stage)}; there are {stages}")
     content = read_yaml(path)
-    blocks = content.pop("stages", None) or {}
+    blocks = {} if content.get("stages") is None else content["stages"]
+    content.pop("stages", None)
     _require(isinstance(blocks, dict), f"{path}: stages must hold a block per stage")
     for name in blocks:
-        _require(name in STAGE_NAMES, f"{path}: unknown stage {name!r}; there are {', '.join(STAGE_NAMES)}")
+        _require(name in STAGE_NAMES, f"{path}: unknown stage {_shown(name)}; there are {stages}")
     if model_type(stage) is not UNetConfig:
         content.pop("model", None)                           # the shared model section is the U-Nets'
     try:
-        block = blocks.get(stage) or {}
+        block = {} if blocks.get(stage) is None else blocks[stage]
         _require(isinstance(block, dict), f"stages.{stage}: must be a block of sections")
-        return Config.from_dict({"stage": stage, **merge(merge(content, block), parse_overrides(overrides))})
+        merged = merge(merge(content, block), parse_overrides(overrides))
+        _require("stage" not in merged, f"unknown section 'stage'; {stage} was asked for")
+        return Config.from_dict({"stage": stage, **merged})
     except MavliteError as error:
         raise MavliteError(f"{path} ({stage}): {error}") from None

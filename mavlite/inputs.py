@@ -5,6 +5,7 @@ as they are read, and whatever a decoder stumbles over becomes one MavliteError 
 """
 
 import contextlib
+import os
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -69,7 +70,7 @@ def _read(path, size, channels, invert, limit):
     """At most `limit` frames: (frames (c, f, size, size), milliseconds of each, or None)."""
     if invert not in ("auto", "always", "never"):
         raise MavliteError(f"invert must be auto, always or never, not {invert!r}")
-    path, shapes, frames, levels, times = Path(path).expanduser(), set(), [], [], []
+    path, shapes, frames, levels, times = Path(os.path.expanduser(path)), set(), [], [], []
     behind = {"always": 1, "never": 0}.get(invert)           # what shows where a picture is transparent
     pixels = 0
     with contextlib.closing(_pictures(path, limit)) as pictures:
@@ -196,6 +197,7 @@ def _share(image):
 
 def _decode_video(path, limit):
     safe = ["-protocol_whitelist", "file", "-format_whitelist", CONTAINERS]
+    safe += ["-max_pixels", str(MAX_PHOTO_PIXELS)]           # it decodes a frame before it tells of the size
     with contextlib.closing(imageio_ffmpeg.read_frames(str(path.absolute()), input_params=safe)) as frames:
         about = next(frames)
         w, h = about["size"]

@@ -160,9 +160,11 @@ def clearest(frames):
     """Index (b,) of each clip's clearest frame: the one with most light, since overlap takes light away.
 
     frames (b, c, f, h, w). Total brightness is the bright area weighted by grey level: unlike a count of
-    bright pixels it does not change when a digit moves by part of a pixel.
+    bright pixels it does not change when a digit moves by part of a pixel. Frames without any overlap are
+    equally bright up to rounding: of those the first is taken, whatever the device's order of summation.
     """
-    return frames.sum(dim=(1, 3, 4)).argmax(dim=1)
+    light = frames.sum(dim=(1, 3, 4))                                                # b f
+    return (light >= 0.9999 * light.amax(dim=1, keepdim=True)).int().argmax(dim=1)
 
 
 class MovingMNIST:

@@ -91,16 +91,16 @@ class Draws:
 def draw_fps(u, use_uniform, progress, data: DataConfig):
     """Key-frame rates (b,) from uniform numbers u (b,) at a training progress in [0, 1].
 
-    A Beta curriculum from high rates (little motion) to low ones: Beta(a, 1) with a falling from
-    `fps_concentration` to 1 over the first half, Beta(1, b) with b rising again over the second. Both
-    have closed inverse distribution functions. The paper (3.2) names a Beta distribution over fps and gives
-    no parameters; these are ours. use_uniform (b,) bool: those clips draw uniformly at all times.
+        fps = low (high / low)^x,    x ~ Beta(a, 1): x = u^(1/a)
+
+    A curriculum from high rates (little motion) to low ones: a falls from `fps_concentration` to 1, where
+    all octaves of the range are drawn alike. The paper (3.4) names a beta function for fps and gives no
+    parameters; these are ours. Rates count in ratios: were fps itself uniform, five clips in six would
+    show less motion than the 6 fps that the cascade makes. use_uniform (b,) bool: a = 1 at all times.
     """
     low, high = data.fps_range
-    a = 1 + (data.fps_concentration - 1) * max(0.0, 1 - 2 * progress)
-    b = 1 + (data.fps_concentration - 1) * max(0.0, 2 * progress - 1)
-    x = u ** (1 / a) if progress < 0.5 else 1 - (1 - u) ** (1 / b)
-    return low + (high - low) * torch.where(use_uniform, u, x)
+    a = 1 + (data.fps_concentration - 1) * (1 - progress)
+    return low * (high / low) ** torch.where(use_uniform, u, u ** (1 / a))
 
 
 def known_frames(u, skip, num_frames):

@@ -1,6 +1,6 @@
-"""Known-wrong solutions of the assignments: each is the reference with one piece of text replaced.
+"""Other solutions of the assignments, wrong and right: each is the reference with one piece of text replaced.
 
-The table "what each check catches" in notebooks/assignments/README.md is made of these.
+The table "what each check catches" in notebooks/assignments/README.md is made of the wrong ones.
 """
 
 from dataclasses import dataclass
@@ -28,20 +28,29 @@ MUTANTS = {
                "return alpha, sigma", "is not 1"),
         Mutant("check_sampler_schedule", "nan at t = 0 or 1", "length = (alpha**2 + sigma**2).sqrt()",
                "length = sigma * (1 + (alpha / sigma)**2).sqrt()", "nan"),
-        Mutant("check_sampler_from_v", "v with the wrong sign",
-               "alpha * x_t - sigma * v, sigma * x_t + alpha * v",
-               "alpha * x_t + sigma * v, sigma * x_t - alpha * v", "wrong sign"),
-        Mutant("check_sampler_from_v", "alpha and sigma swapped",
-               "alpha * x_t - sigma * v, sigma * x_t + alpha * v",
-               "sigma * x_t - alpha * v, alpha * x_t + sigma * v", "swapped"),
-        Mutant("check_sampler_from_v", "noise by a division", "sigma * x_t + alpha * v\n",
-               "(x_t - alpha * (alpha * x_t - sigma * v)) / sigma\n", "divides"),
-        Mutant("check_sampler_from_v", "the pair the wrong way round",
-               "alpha * x_t - sigma * v, sigma * x_t + alpha * v",
-               "sigma * x_t + alpha * v, alpha * x_t - sigma * v", "wrong way round"),
-        Mutant("check_sampler_from_v", "coefficients along the last dimension",
+        Mutant("check_sampler_turn", "turned the wrong way",
+               "cos * x_t - sin * v, cos * v + sin * x_t", "cos * x_t + sin * v, cos * v - sin * x_t",
+               "wrong way, from t"),
+        Mutant("check_sampler_turn", "alpha and sigma of s swapped",
+               "cos, sin = alpha_t * alpha_s + sigma_t * sigma_s, sigma_t * alpha_s - alpha_t * sigma_s",
+               "cos, sin = alpha_t * sigma_s + sigma_t * alpha_s, sigma_t * sigma_s - alpha_t * alpha_s",
+               "swapped"),
+        Mutant("check_sampler_turn", "over the noise, by a division",
+               "return cos * x_t - sin * v, cos * v + sin * x_t",
+               "each = alpha_t, sigma_t, alpha_s, sigma_s\n"
+               "    a_t, s_t, a_s, s_s = (value.reshape(cos.shape) for value in each)\n"
+               "    x_0 = a_t * x_t - s_t * v\n    noise = (x_t - a_t * x_0) / s_t\n"
+               "    return a_s * x_0 + s_s * noise, a_s * noise - s_s * x_0", "divides"),
+        Mutant("check_sampler_turn", "all the way to x₀ and noise",
+               "cos, sin = alpha_t * alpha_s + sigma_t * sigma_s, sigma_t * alpha_s - alpha_t * sigma_s",
+               "cos, sin = alpha_t, sigma_t", "all the way"),
+        Mutant("check_sampler_turn", "the pair the wrong way round",
+               "cos * x_t - sin * v, cos * v + sin * x_t", "cos * v + sin * x_t, cos * x_t - sin * v",
+               "wrong way round"),
+        Mutant("check_sampler_turn", "v left as it was", "cos * v + sin * x_t", "v", "v_s is not"),
+        Mutant("check_sampler_turn", "coefficients along the last dimension",
                "reshape(-1, *[1] * (x_t.ndim - 1))", "reshape(-1)", "last dimension"),
-        Mutant("check_sampler_from_v", "a number of dimensions written into the code",
+        Mutant("check_sampler_turn", "a number of dimensions written into the code",
                "reshape(-1, *[1] * (x_t.ndim - 1))", "reshape(-1, 1, 1, 1)", "shape", hidden=True),
         Mutant("check_sampler_heun_step", "DDIM's step: one look", "x_0 = (x_0 + denoise(predicted, s)) / 2",
                "pass", "first order"),
@@ -61,6 +70,11 @@ MUTANTS = {
                "torch.linspace(0.9, 0, num_steps + 1", "starts at"),
         Mutant("check_sampler_walk", "one step too few", "num_steps + 1", "num_steps", "equal steps"),
         Mutant("check_sampler_walk", "gradients recorded", "with torch.no_grad():", "if True:", "gradients"),
+        Mutant("check_sampler_walk", "gradients cut off at the end alone",
+               "    with torch.no_grad():\n        for t, s in zip(times[:-1], times[1:]):\n"
+               "            x = heun_step(denoise, x, t, s, alpha_sigma)\n    return x",
+               "    for t, s in zip(times[:-1], times[1:]):\n"
+               "        x = heun_step(denoise, x, t, s, alpha_sigma)\n    return x.detach()", "gradients"),
         Mutant("check_sampler_walk", "a first-order walk",
                "heun_step(denoise, x, t, s, alpha_sigma)",
                "heun_step(lambda x, t: denoise(x, t).mean() + 0 * x, x, t, s, alpha_sigma)", "second-order"),
@@ -153,14 +167,20 @@ MUTANTS = {
                "F.normalize(text_embeds + r / scale, dim=-1)", "text_embeds + r / scale", "unit length"),
         Mutant("check_prior_residual", "text not added back", "F.normalize(text_embeds + r / scale, dim=-1)",
                "r / scale", "added back"),
-        Mutant("check_prior_drop_text", "keeps what it should drop", "< probability", "> probability",
-               "keeps what"),
+        Mutant("check_prior_drop_text", "keeps what it should drop", "< count", ">= count", "keeps what"),
         Mutant("check_prior_drop_text", "single components dropped",
                "drop[:, None]", "torch.rand(text_embeds.shape, generator=generator) < probability",
                "components"),
+        Mutant("check_prior_drop_text", "mavlite's own: each row draws for itself",
+               "torch.randperm(b, generator=generator) < count",
+               "torch.rand(b, generator=generator) < probability", "one by one"),
         Mutant("check_prior_drop_text", "one draw for the batch",
-               "torch.rand(len(text_embeds), generator=generator)",
-               "torch.rand(1, generator=generator).expand(len(text_embeds))", "each draws"),
+               "torch.randperm(b, generator=generator) < count",
+               "(torch.rand(1, generator=generator) < probability).expand(b)", "one draw for all"),
+        Mutant("check_prior_drop_text", "the share rounded down",
+               " + torch.rand((), generator=generator).item()", "", "rounded"),
+        Mutant("check_prior_drop_text", "always the first rows", "torch.randperm(b, generator=generator)",
+               "torch.arange(b)", "drawn anew"),
         Mutant("check_prior_drop_text", "the global generator", ", generator=generator)", ")", "global"),
         Mutant("check_prior_drop_text", "null without gradient", "null, text_embeds)",
                "null.detach(), text_embeds)", "gradient"),
@@ -182,6 +202,8 @@ MUTANTS = {
         Mutant("check_prior_choose", "the smallest margin", "margin.argmax", "margin.argmin", "smallest"),
         Mutant("check_prior_choose", "own text among the rivals", "cosine.masked_fill(same, -math.inf)",
                "cosine", "own rivals"),
+        Mutant("check_prior_choose", "own text among the rivals with cosine 0",
+               "cosine.masked_fill(same, -math.inf)", "cosine.masked_fill(same, 0)", "cosine 0"),
         Mutant("check_prior_choose", "dot products", "F.normalize(candidates, dim=-1)", "candidates",
                "dot products"),
         Mutant("check_prior_choose", "mean over rivals",
@@ -226,21 +248,27 @@ MUTANTS = {
         Mutant("check_interpolation_input", "mask along the width",
                'mask = rearrange(known, "b f -> b 1 f 1 1")',
                'mask = rearrange(known, "b f -> b 1 1 1 f")[..., :w]', "dimension"),
-        Mutant("check_interpolation_loss", "mask inverted", "rearrange(~known", "rearrange(known",
-               "inverted"),
-        Mutant("check_interpolation_loss", "known frames count", "(hidden * (prediction - target) ** 2)",
-               "((prediction - target) ** 2)", "mean over clips|known frames count"),
+        Mutant("check_interpolation_loss", "mask inverted", "distance_to_known(known)",
+               "distance_to_known(~known)", "inverted"),
+        Mutant("check_interpolation_loss", "mavlite's own: hidden frames count alike",
+               "distance_to_known(known)", "~known", "count alike"),
+        Mutant("check_interpolation_loss", "known frames count", "distance_to_known(known)",
+               "torch.ones_like(known)", "known frames count"),
+        Mutant("check_interpolation_loss", "distance squared with the error",
+               "(weight * (prediction - target) ** 2)", "((weight * (prediction - target)) ** 2)", "squared"),
         Mutant("check_interpolation_loss", "one fraction for the whole batch",
-               "return (error / hidden.flatten(1).sum(dim=1).clamp(min=1)).mean()",
-               "return error.sum() / hidden.sum()", "whole batch"),
-        Mutant("check_interpolation_loss", "divided by all frames",
-               "hidden.flatten(1).sum(dim=1).clamp(min=1)", "hidden[0].numel()", "all frames"),
-        Mutant("check_interpolation_loss", "nan for a clip without hidden frames", ".clamp(min=1)", "",
+               "return (error / total.clamp(min=1e-6)).mean()", "return error.sum() / total.sum()",
+               "whole batch"),
+        Mutant("check_interpolation_loss", "divided by all frames", "total.clamp(min=1e-6)",
+               "weight[0].numel()", "all frames"),
+        Mutant("check_interpolation_loss", "nan for a clip without hidden frames", ".clamp(min=1e-6)", "",
                "nan"),
-        Mutant("check_interpolation_loss", "a sum, not a mean",
-               " / hidden.flatten(1).sum(dim=1).clamp(min=1)", "", "sum, not a mean"),
-        Mutant("check_interpolation_loss", "divided by hidden frames, not numbers", ".expand_as(target)", "",
-               "hidden \\*frames\\*"),
+        Mutant("check_interpolation_loss", "small sums of weights raised to 1", "clamp(min=1e-6)",
+               "clamp(min=1)", "something tiny"),
+        Mutant("check_interpolation_loss", "a sum, not a mean", " / total.clamp(min=1e-6)", "",
+               "sum, not a mean"),
+        Mutant("check_interpolation_loss", "divided by frames, not numbers", ".expand_as(target)", "",
+               "of \\*frames\\*"),
         Mutant("check_interpolation_replace", "mask inverted", "rearrange(known", "rearrange(~known",
                "inverted"),
         Mutant("check_interpolation_replace", "known frames clean", "alpha * x_0 + sigma * noise", "x_0",
@@ -289,6 +317,9 @@ MUTANTS = {
         Mutant("check_super_resolution_augment", "the same noise for all videos",
                "torch.randn(b, c, 1, h, w, generator=generator, dtype=low.dtype)",
                "torch.randn(1, c, 1, h, w, generator=generator, dtype=low.dtype)", "all videos"),
+        Mutant("check_super_resolution_augment", "the same noise for all channels",
+               "torch.randn(b, c, 1, h, w, generator=generator, dtype=low.dtype)",
+               "torch.randn(b, 1, 1, h, w, generator=generator, dtype=low.dtype)", "channels share"),
         Mutant("check_super_resolution_augment", "level taken for a variance", "+ level * noise",
                "+ level.sqrt() * noise", "deviation"),
         Mutant("check_super_resolution_input", "frames permuted with videos",
@@ -297,8 +328,13 @@ MUTANTS = {
                "align_corners=True", "align_corners"),
         Mutant("check_super_resolution_input", "bilinear", '"bicubic"', '"bilinear"', "bilinear"),
         Mutant("check_super_resolution_input", "wrong order of channels",
-               'torch.cat([x_t, rearrange(frames, "(b f) c h w -> b c f h w", f=f)], dim=1)',
-               'torch.cat([rearrange(frames, "(b f) c h w -> b c f h w", f=f), x_t], dim=1)', "order"),
+               "torch.cat([x_t, large, change], dim=1)", "torch.cat([large, x_t, change], dim=1)", "order"),
+        Mutant("check_super_resolution_input", "change to the next frame",
+               "large - torch.cat([large[:, :, :1], large[:, :, :-1]], dim=2)",
+               "torch.cat([large[:, :, 1:], large[:, :, -1:]], dim=2) - large", "next frame"),
+        Mutant("check_super_resolution_input", "frame 0 compared with nothing",
+               "torch.cat([large[:, :, :1], large[:, :, :-1]], dim=2)",
+               "F.pad(large[:, :, :-1], (0, 0, 0, 0, 1, 0))", "frame 0"),
         Mutant("check_super_resolution_input", "one channel written into the code",
                '"(b f) c h w -> b c f h w", f=f', '"(b f) c h w -> b c f h w", f=f, c=2', "raised",
                hidden=True),
@@ -312,5 +348,128 @@ MUTANTS = {
                ".flatten(1).mean(dim=1).sqrt()", ".mean().sqrt().expand(len(video))", "whole batch"),
         Mutant("check_super_resolution_flicker", "differences over rows", "detail.diff(dim=2)",
                "detail.diff(dim=3)", "still video|over frames"),
+    ],
+}
+
+
+@dataclass
+class Answer:
+    cell: str                                # the graded cell that has to accept it
+    about: str                               # what is done in another way
+    old: str                                 # in the reference solution
+    new: str
+
+
+# Right solutions that look different: other orders of computing, other dtypes, loops.
+OTHER_ANSWERS = {
+    "1_sampler": [
+        Answer("check_sampler_schedule", "by an angle",
+               "    alpha, sigma = shift * torch.sin((1 - t) * (math.pi / 2)), torch.sin(t * (math.pi / 2))\n"
+               "    length = (alpha**2 + sigma**2).sqrt()\n    return alpha / length, sigma / length",
+               "    angle = torch.atan(torch.tan(t * (math.pi / 2)) / shift)\n"
+               "    return angle.cos(), angle.sin()"),
+        Answer("check_sampler_schedule", "by the log SNR, in float32",
+               "    alpha, sigma = shift * torch.sin((1 - t) * (math.pi / 2)), torch.sin(t * (math.pi / 2))\n"
+               "    length = (alpha**2 + sigma**2).sqrt()\n    return alpha / length, sigma / length",
+               "    t = t.float()\n    log_ratio = torch.log(torch.cos(t * (math.pi / 2)).abs() / "
+               "torch.sin(t * (math.pi / 2))) + math.log(shift)\n"
+               "    return torch.sigmoid(2 * log_ratio).sqrt(), torch.sigmoid(-2 * log_ratio).sqrt()"),
+        Answer("check_sampler_turn", "over x₀ and noise, without a division",
+               "return cos * x_t - sin * v, cos * v + sin * x_t",
+               "each = alpha_t, sigma_t, alpha_s, sigma_s\n"
+               "    a_t, s_t, a_s, s_s = (value.view(cos.shape) for value in each)\n"
+               "    x_0, noise = a_t * x_t - s_t * v, s_t * x_t + a_t * v\n"
+               "    return a_s * x_0 + s_s * noise, a_s * noise - s_s * x_0"),
+        Answer("check_sampler_heun_step", "as a correction of the prediction",
+               "    x_0 = (x_0 + denoise(predicted, s)) / 2\n"
+               "    return keep * x + (alpha_s - alpha_t * keep) * x_0",
+               "    return predicted + (alpha_s - alpha_t * keep) * (denoise(predicted, s) - x_0) / 2"),
+        Answer("check_sampler_walk", "times in float32", "dtype=torch.float64", "dtype=torch.float32"),
+        Answer("check_sampler_walk", "in inference mode, times one by one",
+               "    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)\n"
+               "    with torch.no_grad():\n        for t, s in zip(times[:-1], times[1:]):\n"
+               "            x =",
+               "    with torch.inference_mode():\n        for i in range(num_steps):\n"
+               "            t, s = (torch.tensor(1 - k / num_steps) for k in (i, i + 1))\n            x ="),
+    ],
+    "2_layers": [
+        Answer("check_layers_temporal_conv", "padding by name",
+               "nn.Conv1d(channels, channels, kernel_size)",
+               'nn.Conv1d(channels, channels, kernel_size, padding="valid")'),
+        Answer("check_layers_causal_conv", "as a 3-D convolution",
+               '    b, h = x.shape[0], x.shape[3]\n    x = rearrange(x, "b c f h w -> (b h w) c f")\n'
+               "    x = conv(F.pad(x, (conv.kernel_size[0] - 1, 0)))\n"
+               '    return rearrange(x, "(b h w) c f -> b c f h w", b=b, h=h)',
+               "    x = F.pad(x, (0, 0, 0, 0, conv.kernel_size[0] - 1, 0))\n"
+               "    return F.conv3d(x, conv.weight[..., None, None], conv.bias)"),
+        Answer("check_layers_causal_conv", "tap by tap, into float32",
+               '    b, h = x.shape[0], x.shape[3]\n    x = rearrange(x, "b c f h w -> (b h w) c f")\n'
+               "    x = conv(F.pad(x, (conv.kernel_size[0] - 1, 0)))\n"
+               '    return rearrange(x, "(b h w) c f -> b c f h w", b=b, h=h)',
+               "    k = conv.kernel_size[0]\n"
+               "    y = torch.zeros(x.shape) + conv.bias.view(1, -1, 1, 1, 1).float()\n"
+               "    for d in range(min(k, x.shape[2])):\n"
+               '        part = torch.einsum("dc,bcfhw->bdfhw", conv.weight[..., k - 1 - d], x)\n'
+               "        y[:, :, d:] += part[:, :, :x.shape[2] - d].float()\n    return y"),
+        Answer("check_layers_distance_bias", "in float32", "return bias.", "return bias.float()."),
+        Answer("check_layers_temporal_attention", "fused",
+               "(scores + distance_bias(slopes, f)).softmax(dim=-1) @ v",
+               "F.scaled_dot_product_attention(q, k, v, attn_mask=distance_bias(slopes, f).to(q.dtype))"),
+        Answer("check_layers_temporal_attention", "softmax in float32", ".softmax(dim=-1) @ v",
+               ".float().softmax(dim=-1) @ v.float()"),
+        Answer("check_layers_inflate", "in whatever dtype", ".to(image_block.spatial.weight)", ""),
+    ],
+    "3_prior": [
+        Answer("check_prior_residual", "a plain number as scale", "square().mean().rsqrt()",
+               "square().mean().item() ** -0.5"),
+        Answer("check_prior_drop_text", "row by row",
+               "return torch.where(drop[:, None], null, text_embeds)",
+               "y = text_embeds.clone()\n    for i in torch.rand(b, generator=generator).argsort()[:count]:\n"
+               "        y[i] = null\n    return y"),
+        Answer("check_prior_guide", "deviations without Bessel's correction",
+               "conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)",
+               "conditional.std(dim=dims, keepdim=True, correction=0) / "
+               "guided.std(dim=dims, keepdim=True, correction=0)"),
+        Answer("check_prior_choose", "the whole batch less the own text, from a copy",
+               "cosine.masked_fill(same, -math.inf).amax(dim=2)",
+               "torch.stack([torch.cat([cosine[:, i, :i], cosine[:, i, i + 1:]], dim=1).amax(dim=1) "
+               "for i in range(b)], dim=1)"),
+    ],
+    "4_interpolation": [
+        Answer("check_interpolation_mask", "frames at random", "return (i < start) | (i >= start + length)",
+               "order = torch.rand(batch, num_frames, generator=generator).argsort(dim=1)\n"
+               "    return order < length"),
+        Answer("check_interpolation_distance", "frame by frame",
+               "return apart.amin(dim=2) / f",
+               "return torch.tensor([[min(abs(n - m) for m in range(f) if row[m]) for n in range(f)]\n"
+               "                         for row in known]) / f"),
+        Answer("check_interpolation_loss", "clip by clip",
+               "    return (error / total.clamp(min=1e-6)).mean()",
+               "    parts = [e / t if t > 0 else 0 * e for e, t in zip(error, total)]\n"
+               "    return torch.stack(parts).float().mean()"),
+        Answer("check_interpolation_replace", "by multiplication",
+               "torch.where(given, alpha * x_0 + sigma * noise, x_s)",
+               "given * (alpha * x_0 + sigma * noise) + ~given * x_s"),
+    ],
+    "5_super_resolution": [
+        Answer("check_super_resolution_correlated", "frame by frame, in float64",
+               "    own = torch.randn(b, c, f, h, w, generator=generator)\n",
+               "    own = [torch.randn(b, c, h, w, generator=generator).double() for _ in range(f)]\n"
+               "    own = torch.stack(own, dim=2)\n"),
+        Answer("check_super_resolution_augment", "in float32",
+               "return (1 - level**2).sqrt() * low + level * noise",
+               "return ((1 - level**2).sqrt() * low + level * noise).float()"),
+        Answer("check_super_resolution_input", "frame by frame, by another bicubic kernel",
+               '    frames = rearrange(low, "b c f h w -> (b f) c h w")\n'
+               '    frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False)\n'
+               '    large = rearrange(frames, "(b f) c h w -> b c f h w", f=f)\n',
+               '    large = [F.interpolate(low[:, :, i], size=size, mode="bicubic", antialias=True)\n'
+               "             for i in range(f)]\n    large = torch.stack(large, dim=2)\n"),
+        Answer("check_super_resolution_flicker", "by average pooling",
+               '    blocks = rearrange(video, "b c f (h i) (w j) -> b c f h w i j", i=factor, j=factor)\n'
+               "    detail = blocks - blocks.mean(dim=(-1, -2), keepdim=True)\n",
+               "    means = F.avg_pool2d(video.flatten(0, 2), factor)\n"
+               '    means = F.interpolate(means[:, None], scale_factor=factor, mode="nearest")\n'
+               "    detail = video - means.view(video.shape)\n"),
     ],
 }

@@ -1,16 +1,19 @@
 """The benchmarks' pure parts, and the commands on smoke weights: what they write, never how fast."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, SMOKE
 
-from benchmarks import curve, peers, predictions, steps, training
+from benchmarks import cost, curve, peers, predictions, steps, timing, training
 from benchmarks.command import table
 from mavlite.config import SampleConfig
 from mavlite.errors import MavliteError
+from mavlite.pipeline import MakeAVideo
 
 
 def row(**changes):
@@ -76,6 +79,55 @@ def test_guidance_is_compared_where_there_is_something_to_be_guided_by(smoke_con
     assert scales("decoder_t", *student) == {1.0}
 
 
+def test_what_takes_few_evaluations_is_measured_first(smoke_config):
+    counts = [cost.evaluations(way) for way in steps.settings("decoder_t", smoke_config("decoder_t"))]
+    assert counts == sorted(counts) and (counts[0], counts[-1]) == (1, 128)
+
+
+# ---------------------------------------------------------------- the cost sheet
+
+@pytest.mark.parametrize("stage", ["prior", "decoder_t", "interpolation", "sr_l_t", "sr_h"])
+def test_the_frames_of_an_evaluation_are_those_that_the_network_sees(smoke_weights, stage):
+    pipe, seen = MakeAVideo.from_pretrained(smoke_weights, device="cpu"), []
+
+    def count(network, given, output):
+        seen.append(len(output) * (output.shape[2] if output.ndim == 5 else 1))
+    pipe.networks[stage].register_forward_hook(count)
+    cost.run_stage(pipe, stage)
+    alone = seen.copy()
+    pipe(timing.PROMPT)
+    assert seen == 2 * alone                                 # a stage alone does what it does for a video
+    sample = pipe.configs[stage].sample
+    assert sum(alone) == cost.evaluations(sample) * cost.frames_each(stage, pipe.data)
+
+
+def test_the_sheet_s_rates_follow_from_its_arithmetic():
+    cells = cost.row("`sr_h`", 0.5, 2.0, 3 * 2**20, 100.0, 20.0, (76, "2.5", 8))
+    assert cells == ["`sr_h`", 76, "2.5", 8, "20.0", "0.500", "25.0%", "40", "40%", "3"]
+    assert cost.row("`clip`", 0.1, 2.0, 0, 100.0) == ["`clip`", "", "", "", "", "0.100", "5.0%", "", "", "0"]
+
+
+def claim(mebibytes):
+    """(this process, by how many MiB its peak of memory grew from touching so many)."""
+    device = torch.device("cpu")
+    before = timing.peak_memory(device)
+    torch.ones(mebibytes * 2**18)
+    return os.getpid(), (timing.peak_memory(device) - before) / 2**20
+
+
+def die():
+    os.kill(os.getpid(), 9)
+
+
+def test_the_peak_of_memory_is_that_of_a_fresh_process():
+    held = torch.ones(400 * 2**18)                           # a child's peak does not begin with its parent's
+    pid, grown = timing.in_own_process(claim, 100)
+    assert pid != os.getpid() and 95 < grown < 150
+    del held
+    with pytest.raises(MavliteError, match="killed"):
+        timing.in_own_process(die)
+
+
 # ---------------------------------------------------------------- predictions and ratios
 
 def test_predicted_seconds_follow_the_evaluations():
@@ -91,16 +143,30 @@ def test_predicted_seconds_follow_the_evaluations():
 def test_peers_are_given_as_multiples_of_ours():
     def one(name, scale):
         kinds = ("evaluation", "training")
-        return {"name": name, "parameters": 1e6 * scale, "guided, s": 0.5 * scale} | {
+        return {"name": name, "parameters": 1e6 * scale, "layout": "as built", "guided, s": 0.5 * scale,
+                "unguided, s": 0.3 * scale} | {
             f"{kind}, {what}": value * scale for kind in kinds
             for what, value in (("s", 1.0), ("flops", 2e9), ("bytes", 2**30))}
     results = [one("ours", 1), one("theirs", 12)]
     line = peers.step_table(results).splitlines()[-1]
-    assert line == "| theirs | 12.0 |" + " 12.000 | 12 × | 24 | 12 × | 12.00 |" * 2
-    ours = {"keys": 3.0, "whole": 6.0, "steps": {"decoder_t": 12, "sr_h": 4}, "frames": (16, 32, 76, 64)}
-    lines = peers.clip_table(results, ours).splitlines()
-    assert [cell.strip() for cell in lines[-1].split("|")[2:-1]] == ["50", "300.000", "100 ×", "50 ×"]
-    assert len(lines) == 5                                   # header, ours twice, one peer
+    assert line == "| theirs | 12.00 | as built |" + " 12.000 | 12 × | 24 | 12 × | 12.00 |" * 2
+    ours = {"keys": 3.0, "whole": 6.0, "steps": {"prior": 2, "decoder_t": 12, "sr_h": 4},
+            "frames": (16, 32, 76, 64)}
+    lines = [[cell.strip() for cell in line.split("|")[2:-1]]
+             for line in peers.clip_table(results, ours).splitlines()[2:]]
+    assert lines == [["14", "3.000", "1 ×", "0.5 ×"], ["18", "6.000", "2 ×", "1 ×"],
+                     ["50", "180.000", "60 ×", "30 ×"], ["50", "300.000", "100 ×", "50 ×"]]
+
+
+def test_a_layout_changes_how_weights_lie_and_not_what_they_say():
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv3d(8, 8, 3), torch.nn.Linear(8, 8))
+    before = [p.detach().clone() for p in network.parameters()]
+    peers.set_layout(network, "channels last")
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous()
+    peers.set_layout(network, "as built")
+    assert all(p.is_contiguous() for p in network.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
 
 def test_a_recipe_s_arithmetic_is_its_step_s_times_its_steps(smoke_config):
@@ -135,8 +201,8 @@ def test_every_diffusion_stage_is_scored_once(scores, smoke_weights, stage):
 
 
 def test_our_own_side_of_the_peers_is_measured(smoke_weights):
-    ours = peers.measure(peers.OURS, smoke_weights, repeats=1)
-    assert ours["training, flops"] > 2 * ours["evaluation, flops"] > 0
+    ours = peers.measure(peers.OURS, smoke_weights, repeats=1, micro_batch=4)
+    assert ours["training, flops"] > 2 * ours["evaluation, flops"] > 0 and ours["layout"] in peers.LAYOUTS
     assert ours["training, bytes"] >= ours["evaluation, bytes"] >= 0
     clip = peers.text_to_clip(smoke_weights, repeats=1)
     assert 0 < clip["keys"] < clip["whole"] and clip["steps"]["decoder_t"] == 2
@@ -151,6 +217,7 @@ def command(name, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, arguments, written", [
     ("steps", ["--stages", "prior", "sr_h", "--steps", "1", "2", "--videos", "3"], "| `sr_h` | PSNR, dB |"),
+    ("cost", ["--repeats", "1"], "| in all |"),
     ("predictions", ["--repeats", "1"], "| D^t and upF students of 1 |"),
     ("training", ["--config", SMOKE, "--steps", "1"], "| in all |")])
 def test_the_commands_write_their_tables(smoke_weights, tmp_path, name, arguments, written):
@@ -163,6 +230,7 @@ def test_the_commands_write_their_tables(smoke_weights, tmp_path, name, argument
 @pytest.mark.slow
 @pytest.mark.parametrize("name, arguments, said", [
     ("steps", ["--videos", "0"], "--videos"), ("predictions", ["--repeats", "0"], "--repeats"),
+    ("cost", ["--repeats", "0"], "--repeats"), ("growth", ["--batch", "1"], "two batch sizes"),
     ("training", ["--config", "none.yaml"], "none.yaml"), ("peers", ["--repeats", "0"], "--repeats")])
 def test_mistakes_are_said_in_a_line(name, arguments, said):
     done = command(name, *arguments)

@@ -135,6 +135,19 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
     assert "layer.bias" in message and str(folder / "model.safetensors") in message
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int16])
+def test_numbers_that_are_never_written_are_refused(folder, dtype):
+    plant(folder, safetensors.torch.save({**state(), "layer.bias": torch.ones(3).to(dtype)}))
+    message = refusal(read_weights, folder)
+    assert "layer.bias" in message and str(folder / "model.safetensors") in message
+
+
+def test_a_record_of_any_depth_is_refused(folder):
+    for depth in range(sys.getrecursionlimit() - 300, sys.getrecursionlimit() + 1):
+        (folder / "config.json").write_text(f'{{"config": {depth * "["}{depth * "]"}}}')
+        assert str(folder / "config.json") in refusal(read_record, folder)
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "", "<html>404</html>", '{"stage": "decoder"'])
 def test_damaged_records_are_refused(folder, text):
     (folder / "config.json").write_text(text)
@@ -179,7 +192,8 @@ def test_another_stage_is_refused(folder):
 
 @pytest.mark.parametrize("wrong", [
     {}, {"weight": torch.zeros(2, 3)}, {"weight": torch.zeros(9, 9), "bias": torch.zeros(2)},
-    {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)}])
+    {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)},
+    {"weight": torch.zeros(2, 3, dtype=torch.int64), "bias": torch.zeros(2)}])
 def test_weights_of_another_shape_are_refused(wrong, tmp_path):
     assert str(tmp_path) in refusal(load_state, nn.Linear(3, 2), wrong, tmp_path)
 
@@ -303,6 +317,17 @@ def test_a_checkpoint_restores_everything(tmp_path):
 def test_the_newest_two_are_kept(tmp_path):
     save_steps(tmp_path, [2, 4, 6, 8], keep=2)
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000006", "step-00000008"]
+
+
+def test_damaged_later_checkpoints_do_not_push_out_good_ones(tmp_path):
+    save_steps(tmp_path, [2, 4, 6], keep=3)
+    for step in (4, 6):
+        (tmp_path / f"step-{step:08d}" / "state.safetensors").write_bytes(b"torn")
+    save_steps(tmp_path, [3], keep=1)                        # resumed from step 2, and stopped
+    assert load_checkpoint(tmp_path)[1]["note"] == 3
+    save_steps(tmp_path, [6], keep=1)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000006"]
+    assert load_checkpoint(tmp_path)[1]["note"] == 6
 
 
 @pytest.mark.parametrize("name, content", [

@@ -382,12 +382,24 @@ def test_too_many_pixels_are_refused_before_one_is_decoded(tmp_path, suffix, mon
         read_video(path, 64)
 
 
+def test_ffmpeg_decodes_no_frame_that_is_too_large(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", clip(), scale=1)
+    monkeypatch.setattr(inputs, "MAX_PHOTO_PIXELS", 64 * 64 - 1)
+    with pytest.raises(MavliteError, match="damaged"):       # not by its size, which nobody came to know
+        read_video(path, 64)
+
+
 def test_a_file_may_hold_more_than_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "MAX_PIXELS", 5 * 64 * 64)
     pages = [(page, None) for page in clip()]
     monkeypatch.setattr("mavlite.inputs._decode", lambda path, limit: iter(pages))
     with pytest.raises(MavliteError, match="pixels"):
         read_video(save(tmp_path / "a.png", strokes()), 64)
+
+
+def test_a_home_that_does_not_exist():
+    with pytest.raises(MavliteError, match="it is missing"):
+        read_image("~nobody-of-this-name/a.png", 64)
 
 
 def test_a_gif_that_stands_still_for_minutes(tmp_path):
@@ -468,6 +480,7 @@ FAULTS = {
     "many.png": (png_header(9_999, 8_500), "80 megapixels"),
     "wide.npy": (npy(np.zeros((2, 16, 4097), np.uint8)), "4097 x 16 px"),
     "wide.mp4": (mp4_of(4112, 16), "4112 x 16 px"),
+    "large.mp4": (mp4_of(8000, 4080), "8000 x 4080 px"),
     "large.png": (png_header(10_000, 10_000), "too many pixels"),
     "bomb.png": (png_header(60_000, 60_000), "too many pixels"),
 }

@@ -16,6 +16,7 @@ from mavlite.video import Video
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+CHEAP = ("04_prior", "08_super_resolution")  # the quickest of those that load weights
 FOLDERS = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|content)/")    # of some machine
 
 
@@ -73,6 +74,14 @@ def test_it_runs_from_top_to_bottom(path, copies):
     assert not measured["pretrained"] and measured["minutes"] > 0
     assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
     assert not [text for text in run.printed(book) if str(ROOT) in text]
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in CHEAP], ids=by_name)
+def test_it_runs_with_the_shipped_weights(path, copies):
+    env = {"MAVLITE_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "MAVLITE_DATA": str(copies / "none")}
+    book, measured = run.execute(copies / path.name, preset="cpu", pretrained=True, timeout=120, env=env)
+    assert measured["pretrained"] and measured["preset"] == "cpu"
+    assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
 
 
 def small_notebook(tmp_path, *cells):
@@ -204,8 +213,12 @@ def test_the_header_says_what_was_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(notebook, "ROOT", tmp_path)
     monkeypatch.setattr(lesson, "parameters", lambda stage: parameters)
     lesson.header("99_small", *CASCADE)
+    lesson.header("98_none")
     assert "12.3" not in shown[0] and f"| {parameters:,} |" in shown[0]
     assert "| t4, everything trained, a GPU | 12.3 | 3.2 GiB |" in shown[1]
+    nothing = ["| cpu, 2 CPU cores | not measured yet |", "| t4, a T4-class GPU | not measured yet |"]
+    assert [row in shown[1] for row in nothing] == [True, False]             # said of what is missing, only
+    assert [row in shown[2] for row in nothing] == [True, True]
 
 
 def test_pictures_of_every_kind(monkeypatch):

@@ -152,13 +152,12 @@ def rates(progress, uniform=False):
 def test_rates_stay_within_the_range_and_uniform_draws_stay_uniform(progress):
     fps = rates(progress)
     assert fps.min() >= 1 and fps.max() <= 30 and (fps.diff() > 0).all()
-    assert torch.allclose(rates(progress, uniform=True), 1 + 29 * U)
+    assert torch.allclose(rates(progress, uniform=True), 30 ** U)
 
 
 def test_rates_move_from_high_to_low():
-    means = [rates(progress).mean().item() for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    betas = [4 / 5, 2.5 / 3.5, 1 / 2, 1 / 3.5, 1 / 5]        # (4, 1), (2.5, 1), uniform, (1, 2.5), (1, 4)
-    assert means == pytest.approx([1 + 29 * mean for mean in betas], abs=0.01)
+    octaves = [rates(progress).log().mean().item() / math.log(30) for progress in (0.0, 0.5, 1.0)]
+    assert octaves == pytest.approx([4 / 5, 2.5 / 3.5, 1 / 2], abs=1e-3)     # Beta(a, 1): a / (a + 1)
 
 
 def test_the_video_decoder_sees_the_rate_of_its_frames(record):

@@ -1,7 +1,7 @@
 """What all checks share: the smallest real configuration, processes of their own, and rows of the table."""
 
 import os
-import random
+import select
 import signal
 import sys
 import time
@@ -15,7 +15,8 @@ from mavlite.errors import MavliteError
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
-PATIENCE = 60                                # seconds after which a process that should have ended has failed
+PATIENCE = 300                               # seconds after which a process that should have ended has failed
+STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130}            # exit codes, as shells count them
 
 
 class Row(NamedTuple):
@@ -27,11 +28,15 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """folder: for everything written. long: many more cases. weights: of every stage of the smoke preset."""
+    """What all checks are given.
 
-    def __init__(self, folder, long=False, seed=0):
-        self.folder, self.long, self.random = Path(folder), long, random.Random(seed)
-        self.weights = self.folder / "weights"
+    folder: for everything written. long: many more cases. weights: of every stage of the smoke preset.
+    random: where the moments and offsets of a point come from.
+    """
+
+    def __init__(self, folder, long=False):
+        self.folder, self.long = Path(folder), long
+        self.weights, self.random = self.folder / "weights", None
 
     def config(self, stage, *overrides):
         return load_config(SMOKE, stage, ["train.precision=fp32", *overrides])
@@ -66,22 +71,31 @@ class Child:
     def __init__(self, call):
         self.out, to = os.pipe()                             # no file: files may be made to fail
         sys.stdout.flush(), sys.stderr.flush()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPS))    # none strikes it half made
         self.pid = os.fork()
         if self.pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(to)
             return
-        os.close(self.out)
-        os.dup2(to, 1), os.dup2(to, 2)
-        sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = 70
         try:
+            os.close(self.out)
+            os.dup2(to, 1), os.dup2(to, 2)
+            sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = call() or 0
         except BaseException:
             traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+        finally:                                             # whatever comes, it never goes on as its parent
+            try:
+                sys.stdout.flush()
+            finally:
+                os._exit(code)
+
+    def spoke(self):
+        """Wait until it has printed something, or has ended."""
+        select.select([self.out], [], [], PATIENCE)
 
     def kill(self, number):
         os.kill(self.pid, number)

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image
@@ -48,7 +49,7 @@ def reseal(folder, content=None, name=checkpoint.MODEL, record=checkpoint.RECORD
 def weights(bench):
     """Weights are loaded as they were saved, or refused by name."""
     folder = shutil.copytree(bench.weights / "sr_l", bench.folder / "damaged" / "sr_l")
-    refused, same, silent = 0, 0, []
+    refused, same, wrong = 0, 0, []
     expected = checkpoint.read_weights(folder)
     for name in (checkpoint.MODEL, checkpoint.RECORD):
         content = (folder / name).read_bytes()
@@ -57,15 +58,16 @@ def weights(bench):
         for what, damaged in cases:
             (folder / name).write_bytes(damaged)
             message = refusal(load_network, folder.parent, "sr_l")
-            if message:
-                refused += str(folder) in message
-            elif checkpoint.read_weights(folder)[1] == expected[1]:      # such as a space that became a tab
-                same += 1
+            if str(folder) in message:
+                refused += 1
+            elif not message and checkpoint.read_weights(folder)[1] == expected[1]:
+                same += 1                                    # such as a space that became a tab
             else:
-                silent.append(f"{name} {what}")
+                wrong.append(f"{name} {what}")
         (folder / name).write_bytes(content)
     yield Row("corruption", "weights and their config.json cut, flipped, replaced", f"{refused} refused by "
-              f"name, {same} unharmed, {len(silent)} loaded silently", not silent and refused > same)
+              f"name, {same} unharmed, {len(wrong)} loaded silently or refused without a name",
+              not wrong and refused > same)
 
 
 def impostors(bench):
@@ -91,6 +93,8 @@ def impostors(bench):
         "another configuration": case(config=wide),
         "a tensor too few": case(content=save({k: t for k, t in tensors.items() if k != name})),
         "a tensor too many": case(content=save(tensors | {"more": first.clone()})),
+        "whole numbers": case(content=save(tensors | {name: first.long()})),
+        "floats of 8 bits": case(content=save(tensors | {name: first.to(torch.float8_e4m3fn)})),
         "no tensors": case(content=save({})),
     }
     case()
@@ -238,10 +242,12 @@ def pictures(bench):
         file.truncate(file.tell() + 3000 * 4000 * 4000)
     with zipfile.ZipFile(folder / "zip.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a.npy", bytes(10**7))
+    video = imageio_ffmpeg.write_frames(str(folder / "large.mp4"), (8000, 4080), codec="mpeg4")
+    video.send(None), video.send(bytes(3 * 8000 * 4080)), video.close()
     inputs._planes = watched
     try:
         for path in sorted(Path(folder).iterdir()):
-            said.append((path.name, bool(refusal(inputs.read_video, path, 32))))
+            said.append((path.name, str(path) in refusal(inputs.read_video, path, 32)))
     finally:
         inputs._planes = original
     missed = [name for name, refused in said if not refused]

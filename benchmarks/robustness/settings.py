@@ -30,6 +30,7 @@ def fields(stage):
 
 
 FIELDS = {stage: fields(stage) for stage in STAGE_NAMES}
+SMOKES = {stage: load_config(SMOKE, stage).to_dict() for stage in STAGE_NAMES}
 a_field = st.sampled_from(STAGE_NAMES).flatmap(lambda stage: st.tuples(
     st.just(stage), st.sampled_from(FIELDS[stage])))
 
@@ -54,7 +55,9 @@ IMPOSSIBLE = ["data.fps=0", "data.fps=-6", "data.num_frames=1000000", "data.num_
               "clip.vision_layers=[1]", "clip.embed_dim=0", "clip.text_width=7", "train.batch_size=0",
               "train.batch_size=1000000000", "train.accumulate=0", "train.keep=0", "data.fps_range=[0,30]",
               "data.fps_range=[1]", "data.frame_skip=0", "diffusion.time_scale=0", "diffusion.max_blur=-1",
-              "sample.guidance_scale=-1", "train.ema_decay=2", "data.seed=-1"]
+              "sample.guidance_scale=-1", "train.ema_decay=2", "data.seed=-1",
+              f"train.steps=0x{5000 * 'f'}", f"train.lr=0x{5000 * 'f'}", f"data.sizes={[8] * 1000}",
+              f"clip.model={5000 * 'x'}"]
 
 
 def build(config):
@@ -88,8 +91,7 @@ def properties(bench):
     @check("any value of any key", 300, a_field, anything)
     def any_value(field, value):
         stage, (section, key, _) = field
-        smoke = load_config(SMOKE, stage).to_dict()
-        smoke[section][key] = value
+        smoke = SMOKES[stage] | {section: SMOKES[stage][section] | {key: value}}
         accepted = []
         message = refusal(lambda: accepted.append(Config.from_dict(smoke)))
         assert message or accepted

@@ -10,43 +10,48 @@ from unittest import mock
 
 import torch
 
-from benchmarks.robustness.common import Child, Row, command, one_error
+from benchmarks.robustness.common import PATIENCE, STOPS, Child, Row, command, one_error
 from mavlite import checkpoint
 from mavlite.stages import CASCADE
 from mavlite.training import Trainer
 
-STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130}            # exit codes, as shells count them
-
-
 # ---------------------------------------------------------------- 1. exact resume
 
-def resume(bench, losses):
-    """Interrupted once and twice, at random steps: the same losses and the same last checkpoint."""
+def resume(bench):
+    """Interrupted once and twice, at random steps: the same losses and rates, the same last checkpoint."""
     compared, wrong, runs = 0, [], 0
-    for stage in CASCADE:
-        expected = checkpoint.load_checkpoint(bench.folder / "straight" / stage)
+    for stage, precision in [*((stage, "fp32") for stage in CASCADE), ("sr_l", "fp16")]:  # fp32 has no scaler
+        config = bench.config(stage, f"train.precision={precision}")
+        straight = bench.folder / "resumed" / f"{stage}-{precision}"
+        seen = _train(bench, config, straight)
+        expected = checkpoint.load_checkpoint(straight)
         for times in (1, 2):
             for attempt in range(3 if bench.long else 1):
-                run = bench.folder / "resumed" / f"{stage}-{times}-{attempt}"
-                stops = sorted(bench.random.sample(range(1, len(losses[stage])), times))
-                seen = {}
+                run = bench.folder / "resumed" / f"{stage}-{precision}-{times}-{attempt}"
+                stops = sorted(bench.random.sample(range(1, config.train.steps), times))
+                again = {}
                 for stop in (*stops, None):
-                    trainer = Trainer(bench.config(stage), run, weights=bench.weights, resume=True,
-                                      device="cpu")
-                    for report in trainer.steps():
-                        seen[report["step"]] = report["loss"]
-                        if report["step"] == stop:
-                            break
+                    again |= _train(bench, config, run, stop)
                 tensors, state = checkpoint.load_checkpoint(run)
                 different = [name for name in tensors if not torch.equal(tensors[name], expected[0][name])]
                 different += [key for key in ("step", "scaler", "origin", "clip", "skipped", "config")
                               if state[key] != expected[1][key]]
-                if different or tensors.keys() != expected[0].keys() or list(seen.values()) != losses[stage]:
-                    wrong.append(f"{stage} {stops}: {different[:1] or 'losses'}")
+                if different or tensors.keys() != expected[0].keys() or again != seen:
+                    wrong.append(f"{stage} {precision} {stops}: {different[:1] or 'losses'}")
                 compared, runs = compared + len(tensors), runs + 1
-    yield Row("exact resume", f"{len(CASCADE)} stages, interrupted once and twice at random steps",
-              f"{runs} runs, {compared:,} tensors and every loss equal bit for bit" if not wrong else
-              f"differ: {'; '.join(wrong)}", not wrong)
+    yield Row("exact resume", f"{len(CASCADE)} stages, and one in fp16, interrupted once and twice at random "
+              "steps", f"{runs} runs, {compared:,} tensors, the loss scaler and every loss equal bit for bit"
+              if not wrong else f"differ: {'; '.join(wrong)}", not wrong)
+
+
+def _train(bench, config, run, stop=None):
+    """Go on with a run to its end, or to the step `stop`: step -> what was reported of it."""
+    trainer, seen = Trainer(config, run, weights=bench.weights, resume=True, device="cpu"), {}
+    for report in trainer.steps():
+        seen[report["step"]] = report["loss"], report["rate"], report["skipped"]
+        if report["step"] == stop:
+            break
+    return seen
 
 
 # ---------------------------------------------------------------- 2. killed and stopped
@@ -93,8 +98,7 @@ def stops(bench):
         for number, expected in STOPS.items():
             run = bench.folder / f"stopped-{number}-{repeat}"
             child = command(bench.training("sr_l", run, "train.steps=1000000", "train.save_every=1000000"))
-            while _logged(run) < 1:
-                time.sleep(0.01)
+            _wait(lambda: _logged(run) > 0)
             time.sleep(bench.random.uniform(0, 0.2))
             before = _logged(run)
             child.kill(number)
@@ -125,7 +129,8 @@ def stops(bench):
     yield Row("SIGTERM, Ctrl-C", "in the middle of a save", f"{sum(codes)} of {len(codes)} clean exits, "
               f"{sum(left)} checkpoints whole", all(codes) and all(left))
 
-    importlib.import_module("mavlite.evaluation.report")     # once, before the forks
+    for name in ("report", "plots"):                         # once, before the forks
+        importlib.import_module(f"mavlite.evaluation.{name}")
     for what, arguments in {
             "sampling": ["generate", "two and 4", "--num-videos", 500, "--batch-size", 1],
             "evaluating": ["evaluate", "--videos", 400]}.items():
@@ -137,13 +142,21 @@ def stops(bench):
                 name = "made.mp4" if what == "sampling" else "made.json"
                 child = command([*arguments, "--out", folder / name, "--weights", bench.weights,
                                  "--device", "cpu"])
-                time.sleep(bench.random.uniform(0.1, 0.6))
+                child.spoke()                                # its bar: the work has begun
+                time.sleep(bench.random.uniform(0, 0.5))
                 child.kill(number)
                 code, text = child.ended()
                 files = [path for path in folder.rglob("*") if path.is_file()]
                 assert code == expected and "Traceback" not in text and not files, f"{code} {files} {text}"
                 count += 1
         yield Row("SIGTERM, Ctrl-C", what, f"{count} clean exits, nothing half written", True)
+
+
+def _wait(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the process did not begin its work"
+        time.sleep(0.01)
 
 
 def _logged(run):
@@ -216,11 +229,9 @@ def write_faults(bench):
             trainer = Trainer(bench.config("sr_l", "train.steps=4"), run, resume=True, device="cpu")
             with mock.patch.object(checkpoint, "_write", failing):
                 try:
-                    trainer.save()
-                    for _ in trainer.steps():
-                        pass
+                    list(trainer.steps())                    # which saves at its end
                 except error:
-                    good += checkpoint.load_checkpoint(run)[1]["step"] == 2
+                    good += trainer.step == 4 and checkpoint.load_checkpoint(run)[1]["step"] == 2
     yield Row("write faults", "an exception in the middle of a save", f"{good} of {2 * len(errors)}: "
               "the earlier checkpoint stays", good == 2 * len(errors))
 
@@ -232,8 +243,7 @@ def two_trainers(bench):
     endless = bench.training("sr_l", run, "train.steps=1000000", "train.save_every=2")
     for _ in range(rounds):
         first = command([*endless, "--resume"])
-        while not any(run.glob("step-*")) or _logged(run) < 1:
-            time.sleep(0.01)
+        _wait(lambda: _holds(run, first.pid) and any(run.glob("step-*")))
         code, text = command([*endless, "--resume"]).ended()
         refused += code == 2 and f"process {first.pid} on" in one_error(text)
         first.kill(signal.SIGKILL)
@@ -246,3 +256,9 @@ def two_trainers(bench):
               "first's process number", refused == rounds)
     yield Row("two trainers", "after the first was killed", f"{taken} of {rounds} stale locks taken over",
               taken == rounds)
+
+
+def _holds(run, pid):
+    """Whether the lock of a run folder names this process."""
+    lock = run / ".lock"
+    return lock.exists() and lock.read_text().startswith(f"{pid} ")

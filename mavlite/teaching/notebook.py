@@ -28,6 +28,7 @@ from mavlite.teaching.pictures import show, strip
 __all__ = ["Lesson", "peak_gib", "repository", "show", "start", "strip"]
 
 PRESETS = ("smoke", "cpu", "t4")
+MACHINES = {"cpu": "2 CPU cores", "t4": "a T4-class GPU"}   # for which a notebook's header has a row
 ROOT = Path(__file__).parents[2]
 
 
@@ -141,6 +142,7 @@ class Lesson:
 
         name: of the notebook, such as "03_diffusion". Parameters are counted in networks built here and now;
         minutes and memory come from `notebooks/measured.json`, which `python -m mavlite.teaching.run` writes.
+        A preset that nobody has measured yet is said to be so.
         """
         lines = [f"*{self!r}*", ""]
         if stages:
@@ -150,12 +152,14 @@ class Lesson:
             lines.append(f"| `{stage}` | {entry.symbol} | {entry.maps} | {entry.trained_on} | "
                          f"{self.parameters(stage):,} |")
         measured = read_measured(ROOT / "notebooks").get(name, [])
-        if measured:
-            lines += ["", "| this notebook from top to bottom | minutes | peak memory |", "|---|---:|---:|"]
+        lines += ["", "| this notebook from top to bottom | minutes | peak memory |", "|---|---:|---:|"]
         for row in measured:
             how = "shipped weights" if row["pretrained"] else "everything trained"
             lines.append(f"| {row['preset']}, {how}, {row['device']} | {row['minutes']:.1f} | "
                          f"{memory(row['peak_gib'])} |")
+        for preset, machine in MACHINES.items():
+            if preset not in [row["preset"] for row in measured]:
+                lines.append(f"| {preset}, {machine} | not measured yet | not measured yet |")
         display(Markdown("\n".join(lines)))
 
     def parameters(self, stage):
@@ -185,11 +189,11 @@ def with_sources(stages):
 # ---------------------------------------------------------------- what a notebook took
 
 def peak_gib():
-    """The most memory of this process so far, GiB: of the GPU if there is one, else of main memory.
+    """The most memory of this process so far, GiB: of the GPU if it used one, else of main memory.
 
     None where the system does not tell (Windows).
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():      # smoke leaves a GPU alone
         return torch.cuda.max_memory_allocated() / 2**30
     try:
         import resource

@@ -20,10 +20,10 @@ from mavlite.teaching.checks.prior import (
     check_residual,
 )
 from mavlite.teaching.checks.sampler import (
-    check_from_v,
     check_heun_step,
     check_sample_heun,
     check_shifted_cosine,
+    check_turn,
 )
 from mavlite.teaching.checks.super_resolution import (
     check_augment,
@@ -43,7 +43,6 @@ __all__ = [
     "check_distance_to_known",
     "check_drop_text",
     "check_flicker",
-    "check_from_v",
     "check_guide",
     "check_heun_step",
     "check_hidden_loss",
@@ -57,4 +56,5 @@ __all__ = [
     "check_sr_input",
     "check_temporal_attention",
     "check_temporal_conv",
+    "check_turn",
 ]

@@ -14,13 +14,17 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def name_of(function):
+    return getattr(function, "__name__", "your function")
+
+
 def call(function, *args, hint=""):
     """function(*args), which may not change its tensors.
 
     What it raises becomes an AssertionError that names the shapes it was given and adds the hint;
     NotImplementedError stays what it is.
     """
-    name = getattr(function, "__name__", "your function")
+    name = name_of(function)
     before = [arg.detach().clone() if isinstance(arg, torch.Tensor) else None for arg in args]
     try:
         result = function(*args)
@@ -45,8 +49,11 @@ def tensor_like(result, shape, name):
     return result.detach()
 
 
-def close(a, b, tolerance=1e-8):
-    """Equal up to rounding, relative to the largest entry of b; nan and inf only where b has them."""
+def close(a, b, tolerance=1e-6):
+    """Equal up to rounding, relative to the largest entry of b; nan and inf only where b has them.
+
+    Checks hand out float64; by default the tolerance lets answers through that went by float32 on their way.
+    """
     a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.shape != b.shape:
         return False

@@ -73,20 +73,19 @@ def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2)
     per_head = difference.view(b, heads, d, h, w).sum(dim=2).repeat_interleave(d, dim=1)
     found = last_over_first(temporal_attention, q2, k2, none)
     scale = (found / per_head).median().item()
-    if not close(found, scale * per_head, 1e-6):
+    if not close(found, scale * per_head, 1e-4):             # a logarithm: rounding counts for more
         other = difference.view(b, d, heads, h, w).sum(dim=1).repeat(1, d, 1, 1)
         ratio = (found / other).median().item()
-        expect(not close(found, ratio * other, 1e-6),
+        expect(not close(found, ratio * other, 1e-4),
                f"{name}: channels are split as (d heads); they are (heads d): head 0 owns the first d "
                "channels.")
         raise AssertionError(f"{name}: the scores are not q . k summed over the {d} channels of each head. "
                              f"{hint}")
     for value, reason in ((1, "the scale 1/√d is missing"), (c**-0.5, "the scale is 1/√channels"),
                           (1 / d, "the scale is 1/d"), (d**0.5, "the scores are multiplied by √d")):
-        expect(abs(scale - value) > 1e-4 * value or abs(value - d**-0.5) < 1e-6,
-               f"{name}: {reason}: scores are q . k / √d (eq. 3's softmax), d = {d} the channels of one "
-               "head.")
-    expect(abs(scale - d**-0.5) < 1e-6,
+        expect(abs(scale - value) > 1e-4 * value or abs(value - d**-0.5) < 1e-4,
+               f"{name}: {reason}: scores are q . k / √d, d = {d} the channels of one head.")
+    expect(abs(scale - d**-0.5) < 1e-4,
            f"{name}: scores are multiplied by {scale:.4g}, not by 1/√d = {d**-0.5:.4g}.")
 
     slopes = torch.linspace(0.25, 1.5, heads, dtype=torch.float64)
@@ -94,9 +93,9 @@ def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2)
     wanted = slopes.repeat_interleave(d).view(1, c, 1, 1).expand_as(found)
     expect(found.abs().max() > 1e-9,
            f"{name}: the slopes have no effect. Is distance_bias added *before* softmax?")
-    expect(not close(found, wanted * d**-0.5, 1e-6) or d == 1,
+    expect(not close(found, wanted * d**-0.5, 1e-4) or d == 1,
            f"{name}: the bias is scaled by 1/√d with the scores: add it after the scaling.")
-    expect(close(found, wanted, 1e-6),
+    expect(close(found, wanted, 1e-4),
            f"{name}: a frame's distance should cost slopes[head]; it does not. {hint}")
 
     y = tensor_like(call(temporal_attention, q, k, v, slopes), shape, name)

@@ -1,4 +1,4 @@
-"""Checks of assignment 1: a shifted schedule, v and back, a second-order step, the walk from 1 to 0."""
+"""Checks of assignment 1: a shifted schedule, a turn by v, a second-order step, the walk from 1 to 0."""
 
 import math
 
@@ -43,45 +43,58 @@ def check_shifted_cosine(shifted_cosine, shift=0.5, num_times=9):
            f"{name}: alpha / sigma should be shift * cos(pi t / 2) / sin(pi t / 2) at every t; it is not.")
 
 
-def check_from_v(from_v, shape=(3, 2, 4, 3)):
-    """x_0, noise = from_v(v, x_t, alpha, sigma), for (b, ...) tensors and (b,) coefficients."""
-    b, name = shape[0], "from_v"
+def check_turn(turn, shape=(3, 2, 4, 3)):
+    """x_s, v_s = turn(v, x_t, alpha_t, sigma_t, alpha_s, sigma_s), (b, ...) tensors and (b,) coefficients."""
+    b, name = shape[0], "turn"
     x_0, noise = normal(*shape, seed=1), normal(*shape, seed=2)
-    angle = torch.linspace(0, math.pi / 2, b, dtype=torch.float64)                   # from t = 0 to 1
-    alpha, sigma = (math.pi / 2 - angle).sin(), angle.sin()
-    a, s = expand_to(alpha, x_0), expand_to(sigma, x_0)
-    x_t, v = a * x_0 + s * noise, a * noise - s * x_0
-    result = call(from_v, v, x_t, alpha, sigma, hint="alpha and sigma are (b,): one number a sample.")
-    found_x_0, found_noise = pair_of(result, shape, name, "x_0", "noise")
-    expect(found_x_0.isfinite().all() and found_noise.isfinite().all(),
-           f"{name}: it divides by alpha or sigma, and sigma is 0 at t = 0, alpha at t = 1. (x_t, v) is "
-           "(x_0, noise) turned by an angle; turn it back, with products and sums alone.")
-    if close(found_x_0, x_0) and close(found_noise, noise):
+    angle_t = math.pi / 2 * (1 - torch.arange(b, dtype=torch.float64) / max(b - 1, 1))       # t = 1 ... 0
+    angle_s = 0.6 * angle_t
+    pairs = [((math.pi / 2 - angle).sin(), angle.sin()) for angle in (angle_t, angle_s)]     # alpha, sigma
+    (a_t, s_t), (a_s, s_s) = (tuple(expand_to(value, x_0) for value in pair) for pair in pairs)
+    x_t, v = a_t * x_0 + s_t * noise, a_t * noise - s_t * x_0
+    x_s, v_s = a_s * x_0 + s_s * noise, a_s * noise - s_s * x_0
+    result = call(turn, v, x_t, *pairs[0], *pairs[1], hint="alphas and sigmas are (b,): one number a sample.")
+    found_x, found_v = pair_of(result, shape, name, "x_s", "v_s")
+    expect(found_x.isfinite().all() and found_v.isfinite().all(),
+           f"{name}: it divides by an alpha or a sigma, and sigma is 0 at t = 0, alpha at t = 1. (x, v) at t "
+           "is turned by an angle to become (x, v) at s: products and sums are all it takes.")
+    if close(found_x, x_s) and close(found_v, v_s):
         return
-    expect(not close(found_x_0, noise),
-           f"{name}: the pair is the wrong way round: x_0 first, then the noise.")
-    expect(not close(found_x_0, a * x_t + s * v) and not close(found_noise, s * x_t - a * v),
-           f"{name}: v enters with the wrong sign. v = alpha noise - sigma x_0; solve it together with x_t = "
-           "alpha x_0 + sigma noise.")
-    expect(not close(found_x_0, s * x_t - a * v),
-           f"{name}: alpha and sigma are swapped in x_0. At t = 0 (alpha 1, sigma 0) x_0 is x_t itself.")
+    expect(not (close(found_x, v_s) and close(found_v, x_s)),
+           f"{name}: the pair is the wrong way round: x_s first, then v_s.")
+    expect(not (close(found_x, x_0) and close(found_v, noise)),
+           f"{name}: this goes all the way to s = 0, to x_0 and the noise. Go on to the angle of s.")
+    cos, sin = a_t * a_s + s_t * s_s, s_t * a_s - a_t * s_s
+    expect(not close(found_x, cos * x_t + sin * v),
+           f"{name}: it turns the wrong way, from t to more noise. v points along growing t, and s comes "
+           "before t.")
+    expect(not close(found_x, s_s * x_0 + a_s * noise),
+           f"{name}: alpha and sigma of s are swapped: alpha_s belongs to x_0.")
     if shape[-1] == b:
-        expect(not close(found_x_0, alpha * x_t - sigma * v),
-               f"{name}: alpha and sigma (b,) were spread over the last dimension of (b, c, h, w). Give them "
-               "as many dimensions as x_t first: (b, 1, 1, 1).")
-    raise AssertionError(f"{name}: put back together, alpha x_0 + sigma noise should be x_t and alpha noise "
-                         "- sigma x_0 should be v. Look at your two lines beside these two.")
+        flat = [value for pair in pairs for value in pair]
+        cos, sin = flat[0] * flat[2] + flat[1] * flat[3], flat[1] * flat[2] - flat[0] * flat[3]
+        expect(not close(found_x, cos * x_t - sin * v),
+               f"{name}: alphas and sigmas (b,) were spread over the last dimension of (b, c, h, w). Give "
+               "them as many dimensions as x_t first: (b, 1, 1, 1).")
+    expect(not close(found_x, x_s),
+           f"{name}: x_s is right and v_s is not: v_s = alpha_s noise - sigma_s x_0.")
+    raise AssertionError(f"{name}: x_s should be alpha_s x_0 + sigma_s noise, and v_s alpha_s noise - "
+                         "sigma_s x_0. Look at what x_t and v say of x_0 and the noise, and put that in.")
+
+
+TIMES = "alpha_sigma and denoise take times as tensors without dimensions."
 
 
 class Watched:
-    """denoise(x, t) that remembers what it was asked."""
+    """denoise(x, t) that remembers what it was asked, and whether x carried gradients."""
 
     def __init__(self, denoise):
-        self.denoise, self.times, self.inputs = denoise, [], []
+        self.denoise, self.times, self.inputs, self.recorded = denoise, [], [], []
 
     def __call__(self, x, t):
         self.times.append(float(torch.as_tensor(t).flatten()[0]))
         self.inputs.append(x.detach().clone())
+        self.recorded.append(x.requires_grad)
         return self.denoise(x, t)
 
 
@@ -98,15 +111,15 @@ def check_heun_step(heun_step, shape=(2, 1, 3, 4), t=0.7, s=0.4):
     denoise = Watched(lambda x, time: a + b * (alpha_sigma(time)[0] / alpha_sigma(time)[1]))
     exact = sigma_s * (x / sigma_t + a * (r_s - r_t) + b * (r_s**2 - r_t**2) / 2)
     euler = sigma_s * (x / sigma_t + (a + b * r_t) * (r_s - r_t))
-    found = tensor_like(call(heun_step, denoise, x, t, s, alpha_sigma), shape, name)
+    found = tensor_like(call(heun_step, denoise, x, t, s, alpha_sigma, hint=TIMES), shape, name)
     expect(len(denoise.times) != 1,
            f"{name}: this is DDIM's step, of first order: it uses the network at t alone. Look a second "
            "time, at the predicted x_s and time s, and step with the mean of both.")
     expect(len(denoise.times) == 2,
            f"{name}: the network was asked {len(denoise.times)} times; a Heun step asks twice, at t and at "
            "s.")
-    expect(abs(denoise.times[0] - float(t)) < 1e-9, f"{name}: the first look should be at time t.")
-    expect(abs(denoise.times[1] - float(s)) < 1e-9,
+    expect(abs(denoise.times[0] - float(t)) < 1e-6, f"{name}: the first look should be at time t.")
+    expect(abs(denoise.times[1] - float(s)) < 1e-6,
            f"{name}: the second look is at time {denoise.times[1]:g}; it should be at s = {float(s):g}, "
            "where the step ends.")
     expect(not close(denoise.inputs[1], x),
@@ -149,17 +162,18 @@ def check_sample_heun(sample_heun, shape=(2, 1, 3, 4), num_steps=10, mean=0.3, d
     best, solve = gaussian(mean, deviation, alpha_sigma)
     x = normal(*shape, seed=4)
     denoise = Watched(best)
-    found = tensor_like(call(sample_heun, denoise, x, alpha_sigma, num_steps), shape, name)
+    found = tensor_like(call(sample_heun, denoise, x, alpha_sigma, num_steps, hint=TIMES), shape, name)
     expect(found.isfinite().all(),
            f"{name}: nan or infinity. alpha / sigma is infinite at t = 0: the last step may not ask there.")
-    expect(abs(denoise.times[0] - 1) < 1e-9,
+    expect(denoise.times, f"{name}: denoise was never asked.")
+    expect(abs(denoise.times[0] - 1) < 1e-6,
            f"{name}: the walk starts at t = {denoise.times[0]:g}. Pure noise belongs to t = 1; the network "
            "never saw such an input earlier.")
     expect(len(denoise.times) != 2 * num_steps,
            f"{name}: {2 * num_steps} looks for {num_steps} steps: the last step lands on x_0 and needs no "
            "second one.")
-    ends = sorted({round(time, 9) for time in denoise.times}, reverse=True)
-    steps = [round(1 - i / num_steps, 9) for i in range(num_steps)]
+    ends = sorted({round(time, 5) for time in denoise.times}, reverse=True)          # as float32 has them
+    steps = [round(1 - i / num_steps, 5) for i in range(num_steps)]
     expect(ends == steps,
            f"{name}: the network was asked at times {[round(e, 3) for e in ends]}; {num_steps} equal steps "
            f"from 1 to 0 visit {[round(e, 3) for e in steps]}.")
@@ -178,6 +192,7 @@ def check_sample_heun(sample_heun, shape=(2, 1, 3, 4), num_steps=10, mean=0.3, d
            "a factor of 4. Look at heun_step, and whether x is handed from step to step.")
 
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    result = sample_heun(lambda x, t: weight * best(x, t), x, alpha_sigma, 2)
-    expect(not result.requires_grad,
+    learning = Watched(lambda x, t: weight * best(x, t))
+    result = sample_heun(learning, x, alpha_sigma, 2)        # three looks: the third begins the second step
+    expect(not (result.requires_grad or learning.recorded[-1]),
            f"{name}: it records gradients, so memory grows with every step. Walk under torch.no_grad().")

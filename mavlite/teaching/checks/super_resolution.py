@@ -4,14 +4,14 @@ import math
 
 import torch
 
-from mavlite.teaching.checks.common import call, close, expect, normal, tensor_like
+from mavlite.teaching.checks.common import call, close, expect, name_of, normal, tensor_like
 
 PIXELS = 20_000                                              # enough of them for statistics to 5 deviations
 
 
 def drawn(make_noise, shape, rho, seed=1):
     """The noise a function makes, in float64, drawn from its generator and from no other."""
-    name, state = make_noise.__name__, torch.get_rng_state()
+    name, state = name_of(make_noise), torch.get_rng_state()
     result = call(make_noise, shape, rho, torch.Generator().manual_seed(seed))
     expect(torch.equal(state, torch.get_rng_state()),
            f"{name}: it draws from the global generator. Pass generator= to every torch.randn.")
@@ -31,7 +31,7 @@ def correlations(noise):
 
 def check_noise(make_noise, shape, rho, wanted):
     """What both kinds of noise have in common. wanted: rho -> (f, f) correlations."""
-    name, shape = make_noise.__name__, large(shape)
+    name, shape = name_of(make_noise), large(shape)
     b, c, f, h, w = shape
     noise, slack = drawn(make_noise, shape, rho), 6 / math.sqrt(b * c * h * w)
     variance = noise.movedim(2, 0).flatten(1).var(dim=1)     # of each frame
@@ -101,7 +101,7 @@ def check_chain_noise(chain_noise, shape=(2, 3, 6, 24, 24), rho=0.6):
 
 
 def check_drawn_anew(make_noise, shape, rho):
-    name = make_noise.__name__
+    name = name_of(make_noise)
     expect(torch.equal(drawn(make_noise, shape, rho, seed=5), drawn(make_noise, shape, rho, seed=5)),
            f"{name}: the same generator state should give the same noise.")
     expect(not torch.equal(drawn(make_noise, shape, rho, seed=5), drawn(make_noise, shape, rho, seed=6)),
@@ -143,46 +143,65 @@ def check_augment(augment, shape=(3, 2, 4, 24, 24), levels=(0.0, 0.6, 1.0)):
     first, second = (noise[i] / levels[i] for i in (active[0], active[-1]))
     expect(len(active) < 2 or not close(first, second, 1e-5),
            f"{name}: all videos get the same noise; only frames of one video should share it.")
+    one = second[:, 0]                                       # c h w
+    for dim, what in ((0, "channels"), (1, "rows"), (2, "columns")):
+        expect(one.shape[dim] == 1 or not close(one.select(dim, 0), one.select(dim, 1), 1e-5),
+               f"{name}: {what} share their noise; only frames should.")
 
 
 def check_sr_input(sr_input, shape=(2, 2, 4, 6, 5), size=(12, 15)):
-    """Input (b, 2 c, f, H, W) = sr_input(x_t, low): x_t beside low, each frame enlarged bicubically."""
+    """Input (b, 3 c, f, H, W) = sr_input(x_t, low): x_t, low enlarged bicubically, its change in time."""
     name = "sr_input"
     b, c, f, h, w = shape
     x_t = normal(b, c, f, *size, seed=1)
 
     def enlarged(low):
         made = call(sr_input, x_t, low, hint="F.interpolate takes b c h w: fold the frames into the batch.")
-        made = tensor_like(made, (b, 2 * c, f, *size), name)
-        expect(not close(made[:, c:], x_t),
-               f"{name}: the order is x_t first, then the enlarged low resolution.")
-        expect(close(made[:, :c], x_t), f"{name}: the first {c} channels should be x_t as it is.")
-        return made[:, c:]
+        first, frames, change = tensor_like(made, (b, 3 * c, f, *size), name).split(c, dim=1)
+        expect(not close(frames, x_t) and not close(change, x_t),
+               f"{name}: the order is x_t, then the enlarged low resolution, then its change.")
+        expect(close(first, x_t), f"{name}: the first {c} channels should be x_t as it is.")
+        return frames, change
 
-    flat = torch.arange(b * c * f).double().view(b, c, f, 1, 1)
-    made = enlarged(flat.expand(shape).clone())
+    flat = torch.linspace(-1, 1, b * c * f, dtype=torch.float64).view(b, c, f, 1, 1)
+    made, _ = enlarged(flat.expand(shape).clone())
     expect(close(made, flat.expand_as(made)),
            f"{name}: frames of one brightness each do not come back at their places: frames are permuted "
            "with channels or videos, or mixed with each other. b c f h w -> (b f) c h w, and back.")
     column = torch.zeros(h).double()
     column[h // 2] = 1
-    made = enlarged(column.view(1, 1, 1, h, 1).expand(shape).clone())
+    made, _ = enlarged(column.view(1, 1, 1, h, 1).expand(shape).clone())
     expect(made.min() < -1e-3,
            f"{name}: an edge does not overshoot: this is nearest or bilinear enlargement; bicubic was asked "
            "for.")
-    ramp = torch.arange(h).double()
-    made = enlarged(ramp.view(1, 1, 1, h, 1).expand(shape).clone())[0, 0, 0, :, 0]
+    ramp = torch.arange(h).double() / h
+    made = enlarged(ramp.view(1, 1, 1, h, 1).expand(shape).clone())[0][0, 0, 0, :, 0]
     centre = (torch.arange(size[0]) + 0.5) * h / size[0] - 0.5
     # Away from the border a bicubic ramp is a ramp on average over one period of the two grids.
     inside, period = (centre >= 1) & (centre <= h - 2), size[0] // math.gcd(size[0], h)
-    made, centre = (x[inside].unfold(0, period, 1).mean(dim=1) for x in (made, centre))
-    expect(close(made, centre, 1e-6),
+    made, centre = (x[inside].unfold(0, period, 1).mean(dim=1) for x in (made * h, centre))
+    expect(close(made, centre),
            f"{name}: pixel centres move: a ramp of brightness comes back steeper, flatter or shifted. "
            "align_corners=True stretches a picture; leave it at False.")
 
+    made, change = enlarged(normal(*shape, seed=2))
+    none, step = torch.zeros_like(made[:, :, :1]), made.diff(dim=2)
+    wanted = torch.cat([none, step], dim=2)
+    expect(not close(change, -wanted),
+           f"{name}: the change has the wrong sign: it is this frame minus the one before.")
+    expect(not close(change, torch.cat([step, none], dim=2)),
+           f"{name}: the change is the one to the next frame; it should be the one from the frame before.")
+    expect(change[:, :, 0].abs().max() < 1e-6,
+           f"{name}: frame 0 has no frame before it: its change should be 0.")
+    expect(close(change, wanted),
+           f"{name}: the last {c} channels should be each enlarged frame minus the one before it.")
+
 
 def check_flicker(flicker, shape=(3, 2, 5, 8, 12), factor=4):
-    """value (b,) = flicker(video, factor): how much detail finer than `factor` pixels changes over frames."""
+    """value (b,) = flicker(video, factor): how much detail finer than `factor` pixels changes over frames.
+
+    factor: an even number.
+    """
     name = "flicker"
     b, c, f, h, w = shape
 
@@ -214,8 +233,8 @@ def check_flicker(flicker, shape=(3, 2, 5, 8, 12), factor=4):
     once[:, :, 0] = sign                                     # f - 1 differences, one of them 1
     found = made(once)
     expect(not close(found, torch.full((b,), 1 / (f - 1)).double()) or f == 2,
-           f"{name}: a mean of absolute differences; take the root of the mean square, which large changes "
-           "dominate.")
+           f"{name}: a mean of absolute differences, or of one root for each frame; take the root of the "
+           "mean square over all of them, which large changes dominate.")
     expect(close(found, torch.full((b,), (f - 1) ** -0.5).double()),
            f"{name}: it should be the root of the mean of squared differences over frames, channels and "
            "pixels.")
