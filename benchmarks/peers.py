@@ -45,8 +45,8 @@ PEERS = {                                    # module, class, its options
         "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
         "attention_head_dim": 32, "cross_attention_dim": TEXT_WIDTH}),
 }
-# Of 2-D convolutions, most of the work of all: activations follow their weights. (Channels last in the peers'
-# 3-D convolutions as well made them slower than either.)
+# Of the weights of 2-D convolutions; activations follow. (UNet3DConditionModel's 3-D convolutions are left as
+# they are: channels last made it slower than as built.)
 LAYOUTS = {"as built": torch.contiguous_format, "channels last": torch.channels_last}
 
 

@@ -67,7 +67,8 @@ def main():
     header = ["change", "evaluations", "these stages, predicted s", "measured s",
               "whole video, predicted s", "measured s"]
     write(f"Seconds of one video, median of {args.repeats}, `python -m benchmarks.predictions`; a guided "
-          f"step is two evaluations. {machine(pipe.device, pipe.precision)}.\n\n" + table(header, rows), args.out)
+          f"step is two evaluations. {machine(pipe.device, pipe.precision)}.\n\n"
+          + table(header, rows), args.out)
 
 
 if __name__ == "__main__":
