@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.command import machine, run, table, write
-from benchmarks.timing import PROMPT, in_own_process, median_seconds, peak_memory, stage_seconds
+from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED
-from mavlite.device import autocast
+from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
 from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo

@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.command import machine, run, write
-from benchmarks.timing import PROMPT, in_own_process, peak_memory
+from benchmarks.timing import PROMPT, in_own_process
 from mavlite.checkpoint import SHIPPED
-from mavlite.device import pick_device, pick_precision
+from mavlite.device import peak_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
 

@@ -26,9 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.command import machine, run, table, write
-from benchmarks.timing import in_own_process, median_seconds, peak_memory, stage_seconds
+from benchmarks.timing import in_own_process, median_seconds, stage_seconds
 from mavlite.checkpoint import SHIPPED
-from mavlite.device import autocast, keep_freed_memory, pick_device, pick_precision
+from mavlite.device import autocast, keep_freed_memory, peak_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
 from mavlite.stages import build_network, load_clip, read_config

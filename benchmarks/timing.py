@@ -1,14 +1,10 @@
-"""What benchmarks measure with: median seconds after warm-up, the peak of memory, a process of one's own."""
+"""What benchmarks measure with: median seconds after warm-up, a process of one's own."""
 
-import math
 import multiprocessing
-import re
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import torch
 
@@ -40,26 +36,6 @@ def stage_seconds(pipe, repeats, **options):
         calls.append(time.perf_counter() - started)
     stages = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
     return stages, statistics.median(calls)
-
-
-def peak_memory(device):
-    """Bytes: on a CUDA device what tensors took at most, elsewhere what this process did; it only grows.
-
-    NaN where the system does not tell (Windows).
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux: getrusage would not do, as a child begins with its parent's peak there.
-    status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if peak is not None:
-        return 1024 * int(peak[1])
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def in_own_process(function, *arguments):

@@ -159,14 +159,19 @@ def record_scores(folder, scores):
     write_file(Path(folder) / RECORD, _sealed(read_record(folder) | {"scores": scores}))
 
 
+def refuse_code(place, files):
+    """Raises MavliteError if any of a folder's or a repository's `files` could run code."""
+    code = sorted(str(file) for file in map(Path, files) if file.suffix.lower() in CODE)
+    if code:
+        raise MavliteError(f"{place}: holds {Path(code[0]).name}, which could run code; mavlite reads {MODEL} "
+                           f"and {RECORD} only, delete the rest")
+
+
 def read_record(folder, stage=None):
     """A weights folder's config.json; raises MavliteError when it is missing, damaged or of another stage,
     and for a folder that holds code or pickles as well."""
     record = _json(Path(folder) / RECORD)
-    code = sorted(path.name for path in Path(folder).iterdir() if path.suffix.lower() in CODE)
-    if code:
-        raise MavliteError(f"{folder}: holds {code[0]}, which could run code; mavlite reads {MODEL} and "
-                           f"{RECORD} only, delete the rest")
+    refuse_code(folder, Path(folder).iterdir())
     for key in ("stage", "sha256", "config"):
         if key not in record:
             raise MavliteError(f"{Path(folder) / RECORD}: has no {key!r}; "

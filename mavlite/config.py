@@ -261,7 +261,7 @@ class SampleConfig:
     sampler: str = "dpmpp_2m"
     steps: int = 12
     guidance_scale: float = 1.0
-    noise_level: float = 0.1                 # SR: noise added to the low resolution it is given
+    noise_level: float = 0.0                 # SR: noise added to the low resolution it is given
 
     def __post_init__(self):
         _require(self.sampler in ("ddpm", "ddim", "dpmpp_2m"),

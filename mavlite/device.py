@@ -3,6 +3,10 @@
 import contextlib
 import ctypes
 import functools
+import math
+import re
+import sys
+from pathlib import Path
 
 import torch
 
@@ -59,6 +63,26 @@ def synchronize(device):
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def peak_memory(device):
+    """Bytes: on a CUDA device what tensors took at most, elsewhere what this process did; it only grows.
+
+    NaN where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux: getrusage would not do, as a child begins with its parent's peak there.
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak is not None:
+        return 1024 * int(peak[1])
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def keep_freed_memory():

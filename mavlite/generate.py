@@ -10,6 +10,7 @@ from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import parse_prompt
 from mavlite.video import Video, check_output_path
 
+MOST = 2000                                  # videos of one call, all kept in memory: some 10 GB
 
 def read_prompts(path):
     """One prompt a line; empty lines are passed over."""
@@ -32,6 +33,9 @@ def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None
     """
     if num_videos < 1 or batch_size < 1:
         raise MavliteError("--num-videos and --batch-size must be 1 or more")
+    if len(prompts) * num_videos > MOST:
+        raise MavliteError(f"{len(prompts) * num_videos:,} videos are more than one call keeps in memory "
+                           f"({MOST:,}); make fewer at once, with another --seed each time")
     prompts = [prompt for prompt in prompts for _ in range(num_videos)]
     for path in outputs:
         check_output_path(path, several=len(prompts) > 1)

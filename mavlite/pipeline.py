@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from mavlite import cascade
-from mavlite.checkpoint import SHIPPED
+from mavlite.checkpoint import SHIPPED, refuse_code
 from mavlite.device import keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.moving_mnist import box_resize, clearest
@@ -328,18 +328,27 @@ def spherical(a, b, weights):
 
 
 def _weights_folder(source):
-    """The local folder of a weights source; a Hub id is downloaded (weights and JSON only, never code)."""
+    """The local folder of a weights source; a Hub id is downloaded (weights and JSON only, never code).
+
+    Raises MavliteError for a folder or a repository that holds code as well, or cannot be had.
+    """
     if source is None:
         return SHIPPED
     folder = Path(source)
     if folder.is_dir():
+        refuse_code(folder, folder.iterdir())
         return folder
     if str(source).count("/") != 1 or folder.is_absolute() or str(source).startswith("."):
         raise MavliteError(f"{source}: no such folder of weights")
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*/model.safetensors", "*/config.json"],
-                                      etag_timeout=5))
+        files = huggingface_hub.list_repo_files(str(source))
+    except Exception:                                        # offline: what was downloaded before will do
+        files = []
+    refuse_code(source, files)
+    try:
+        return Path(huggingface_hub.snapshot_download(
+            str(source), allow_patterns=["*/model.safetensors", "*/config.json"], etag_timeout=5))
     except Exception as error:                               # the Hub client raises many kinds
         raise MavliteError(f"{source}: neither a folder nor a reachable Hub repository "
                            f"({' '.join(str(error).split())[:100]})") from None

@@ -12,6 +12,7 @@ from conftest import ROOT, SMOKE
 from benchmarks import cost, curve, peers, predictions, steps, timing, training
 from benchmarks.command import table
 from mavlite.config import SampleConfig
+from mavlite.device import peak_memory
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
 
@@ -110,9 +111,9 @@ def test_the_sheet_s_rates_follow_from_its_arithmetic():
 def claim(mebibytes):
     """(this process, by how many MiB its peak of memory grew from touching so many)."""
     device = torch.device("cpu")
-    before = timing.peak_memory(device)
+    before = peak_memory(device)
     torch.ones(mebibytes * 2**18)
-    return os.getpid(), (timing.peak_memory(device) - before) / 2**20
+    return os.getpid(), (peak_memory(device) - before) / 2**20
 
 
 def die():

@@ -263,3 +263,18 @@ def test_missing_sources_are_named(source):                  # the last could be
 
 def test_an_empty_folder_is_named(tmp_path):
     assert str(tmp_path) in refusal(MakeAVideo.from_pretrained, tmp_path)
+
+
+def test_a_folder_or_a_hub_repository_with_code_is_refused(weights, monkeypatch):
+    import huggingface_hub
+
+    def download(*args, **options):
+        assert "py" not in str(options["allow_patterns"])
+        return str(weights)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda source: ["clip/config.json", "README.md"])
+    assert MakeAVideo.from_pretrained("someone/digits", device="cpu").networks.keys() >= {"clip", "sr_h"}
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda source: ["clip/config.json", "a/model.py"])
+    assert "model.py, which could run code" in refusal(MakeAVideo.from_pretrained, "someone/digits")
+    (weights / "setup.py").write_text("")
+    assert "setup.py, which could run code" in refusal(MakeAVideo.from_pretrained, weights)

@@ -5,6 +5,7 @@ was seen in training: test digits, other clips, and networks that share nothing 
 """
 
 import json
+import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, record_scores, write_file
-from mavlite.device import autocast
+from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
 from mavlite.evaluation import applications, distances, fidelity, motion
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval, score
@@ -308,12 +309,9 @@ class Evaluation:
         seconds = {name: torch.tensor([run[name] for run in runs]).median().item() for name in runs[0]}
         for name, value in {**seconds, "in all": sum(seconds.values())}.items():
             self.add("cost", name, value, len(runs), unit="s a video")
-        if self.pipe.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.pipe.device)
-        else:                                                # of the whole process, evaluation included
-            import resource
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.add("cost", "peak memory", peak / 2**30, 1, unit="GiB")
+        peak = peak_memory(self.pipe.device)                 # on a CPU of the whole process, evaluation included
+        if not math.isnan(peak):
+            self.add("cost", "peak memory", peak / 2**30, 1, unit="GiB")
 
 
 def print_table(report):

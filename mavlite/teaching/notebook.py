@@ -8,8 +8,8 @@ and the pictures of a lesson: `show`, `strip`.
 
 import functools
 import json
+import math
 import os
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from IPython.display import Markdown, display
 
 from mavlite.checkpoint import SHIPPED
 from mavlite.config import load_config
-from mavlite.device import pick_device
+from mavlite.device import peak_memory, pick_device
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
 from mavlite.reproduce import reproduce_all
@@ -193,14 +193,9 @@ def peak_gib():
 
     None where the system does not tell (Windows).
     """
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():      # smoke leaves a GPU alone
-        return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 2**10          # ru_maxrss: bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    used = torch.cuda.is_available() and torch.cuda.max_memory_allocated()       # smoke leaves a GPU alone
+    peak = peak_memory(torch.device("cuda" if used else "cpu"))
+    return None if math.isnan(peak) else peak / 2**30
 
 
 def memory(gib):
