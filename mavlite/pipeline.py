@@ -342,8 +342,9 @@ def _weights_folder(source):
         raise MavliteError(f"{source}: no such folder of weights")
     import huggingface_hub
     try:
-        files = huggingface_hub.list_repo_files(str(source))
-    except Exception:                                        # offline: what was downloaded before will do
+        about = huggingface_hub.model_info(str(source), timeout=1)       # tried once: nobody waits offline
+        files = [file.rfilename for file in about.siblings or ()]
+    except Exception:                                        # then what was downloaded before will do
         files = []
     refuse_code(source, files)
     try:

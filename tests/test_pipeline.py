@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,10 +272,13 @@ def test_a_folder_or_a_hub_repository_with_code_is_refused(weights, monkeypatch)
     def download(*args, **options):
         assert "py" not in str(options["allow_patterns"])
         return str(weights)
+    def holds(*names):
+        files = [SimpleNamespace(rfilename=name) for name in names]
+        monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda source: ["clip/config.json", "README.md"])
+    holds("clip/config.json", "README.md")
     assert MakeAVideo.from_pretrained("someone/digits", device="cpu").networks.keys() >= {"clip", "sr_h"}
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda source: ["clip/config.json", "a/model.py"])
+    holds("clip/config.json", "a/model.py")
     assert "model.py, which could run code" in refusal(MakeAVideo.from_pretrained, "someone/digits")
     (weights / "setup.py").write_text("")
     assert "setup.py, which could run code" in refusal(MakeAVideo.from_pretrained, weights)

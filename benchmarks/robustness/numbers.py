@@ -21,12 +21,12 @@ from mavlite.video import to_uint8
 # ---------------------------------------------------------------- 5. numerics
 
 def poison_data(trainer, value):
-    """The first number of everything that the simulator draws becomes `value`."""
+    """The last number of everything that the simulator draws becomes `value` (D puts other frames first)."""
     def poison(draw):
         def poisoned(*args):
             out = draw(*args)
             first = out[0] if isinstance(out, tuple) else out
-            first.view(-1)[0] = value
+            first.view(-1)[-1] = value
             return out
         return poisoned
     for source in (getattr(trainer.objective, name, None) for name in ("clips", "pairs")):
@@ -125,7 +125,7 @@ def offline(bench):
             assert refusal(load_clip, bench.weights, public)
             if bench.long:
                 assert main(["evaluate", "--quick", "--out", "offline.json", *smoke]) == 0
-        assert max(waits, default=0) <= 1, waits
+        assert max(waits, default=0) <= 1, sorted(waits)[-5:]
         print(f"\n{len(tried)} attempts to connect, {max(waits, default=0):g} s")
     code, text = Child(everything).ended()
     assert code == 0, text[-2000:]
