@@ -80,6 +80,21 @@ class PseudoConv3d(nn.Module):
         return unfold(x, f)
 
 
+class HeadNorm(nn.LayerNorm):
+    """Query-key normalisation (Henry et al. 2020, arXiv 2010.04245): before scores are taken, the queries and
+    keys of each head are brought to one length, times a learned gain for each component.
+
+    Nothing else bounds the scores: without it they reached hundreds in a long training, softmax became a
+    choice of one position, which passes no gradient on, and spatial attention learned no further.
+    """
+
+    def __init__(self, head_dim):
+        super().__init__(head_dim, bias=False)
+
+    def forward(self, x):                                    # ... d -> ... d
+        return super().forward(x).to(x.dtype)                # autocast would widen it; values stay narrow
+
+
 def attend(q, k, v, bias=None):
     """softmax(q k^T / sqrt(d) + bias) v for (..., n, d) tensors.
 
@@ -111,11 +126,13 @@ class PseudoAttention3d(nn.Module):
         self.heads, self.max_distance = channels // head_dim, max_distance
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.q_norm, self.k_norm = HeadNorm(head_dim), HeadNorm(head_dim)
         self.out = nn.Linear(channels, channels)
         self.temporal_qkv = None
         if temporal:
             self.temporal_norm = nn.LayerNorm(channels)
             self.temporal_qkv = nn.Linear(channels, 3 * channels, bias=False)
+            self.temporal_q_norm, self.temporal_k_norm = HeadNorm(head_dim), HeadNorm(head_dim)
             self.temporal_bias = nn.Parameter(torch.zeros(self.heads, 2 * max_distance + 1))
             self.temporal_out = zero_linear(channels, channels)
 
@@ -134,12 +151,13 @@ class PseudoAttention3d(nn.Module):
             pair = self.qkv(context)[..., x.shape[-1]:]      # keys and values: nothing asks from the context
             pair = repeat(pair, "b n (two m d) -> two (b f) m n d", two=2, m=self.heads, f=f)
             k, v = torch.cat([k, pair[0]], dim=2), torch.cat([v, pair[1]], dim=2)
-        return self.out(rearrange(attend(q, k, v), "b m n d -> b n (m d)"))
+        return self.out(rearrange(attend(self.q_norm(q), self.k_norm(k), v), "b m n d -> b n (m d)"))
 
     def over_frames(self, x, f):                             # (b f) n c
         qkv = self.temporal_qkv(self.temporal_norm(x))
         q, k, v = rearrange(qkv, "(b f) n (three m d) -> three b n m f d", three=3, m=self.heads, f=f)
-        y = attend(q, k, v, self.relative_bias(f).to(q.dtype))                       # b n m f d
+        q, k = self.temporal_q_norm(q), self.temporal_k_norm(k)
+        y = attend(q, k, v, self.relative_bias(f).to(v.dtype))                       # b n m f d
         return self.temporal_out(rearrange(y, "b n m f d -> (b f) n (m d)"))
 
     def relative_bias(self, f):
