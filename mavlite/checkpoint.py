@@ -279,7 +279,7 @@ def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     require_finite(f"{run}, step {step}", tensors)
     content = save(tensors)
-    state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "tensors": len(tensors), **extra}
+    state = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "tensors": sorted(tensors), **extra}
     write_folder(Path(run) / f"step-{step:08d}", {"state.safetensors": content, "state.json": _sealed(state)})
     # Later ones are damaged, or this run would have gone on from them; they do not count.
     for old in [path for path in checkpoints(run) if path.name <= f"step-{step:08d}"][:-keep]:
@@ -304,9 +304,10 @@ def load_checkpoint(run):
             if hashlib.sha256(content).hexdigest() != state.get("sha256"):
                 raise MavliteError(f"{path}: does not match its checksum")
             tensors = _tensors(path, content)
-            if len(tensors) != state.get("tensors", len(tensors)):
-                raise MavliteError(f"{path}: holds {len(tensors)} of {state['tensors']} tensors; some of "
-                                   "the network, its average or the optimizer is missing")
+            names = state.get("tensors")
+            if not isinstance(names, list) or sorted(tensors) != names:
+                missing = [name for name in names if name not in tensors] if isinstance(names, list) else []
+                raise MavliteError(f"{path}: {missing[0] if missing else 'what it should hold'} is missing")
             require_finite(path, tensors)
             return tensors, state
         except MavliteError as error:

@@ -347,16 +347,23 @@ def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path):
     assert str(tmp_path) in refusal(load_checkpoint, tmp_path)
 
 
-def test_a_checkpoint_without_its_optimizer_is_passed_over(tmp_path, capsys):
+@pytest.mark.parametrize("without", ["optimizer.", "optimizer.0.0.exp_avg_sq", "ema.bias"])
+@pytest.mark.parametrize("padded", [False, True], ids=["fewer", "as many"])
+def test_a_checkpoint_without_a_tensor_is_passed_over(tmp_path, capsys, without, padded):
     save_steps(tmp_path, [2, 4])
     newest = tmp_path / "step-00000004"
     tensors = safetensors.torch.load((newest / "state.safetensors").read_bytes())
-    content = safetensors.torch.save({name: t for name, t in tensors.items() if "optimizer" not in name})
+    kept = {name: t for name, t in tensors.items() if not name.startswith(without)}
+    assert len(kept) < len(tensors)
+    if padded:
+        kept |= {f"another.{i}": torch.zeros(1) for i in range(len(tensors) - len(kept))}
+    content = safetensors.torch.save(kept)
     (newest / "state.safetensors").write_bytes(content)
     record = checkpoint._json(newest / "state.json") | {"sha256": hashlib.sha256(content).hexdigest()}
     (newest / "state.json").write_bytes(checkpoint._sealed(record))
     assert load_checkpoint(tmp_path)[1]["note"] == 2
-    assert f"4 of {len(tensors)} tensors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "passing over" in said and f"{min(set(tensors) - set(kept))} is missing" in said
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path):
