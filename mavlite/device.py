@@ -57,6 +57,11 @@ def autocast(device, precision):
     return torch.autocast(device.type, dtype)
 
 
+def full_precision(device):
+    """Within `autocast`: fp32 after all. For small work that much larger work starts from."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def synchronize(device):
     """Wait for the device, so that a clock tells the truth."""
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, refuse_code
-from mavlite.device import keep_freed_memory, pick_device, pick_precision
+from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.moving_mnist import box_resize, clearest
 from mavlite.prior import renormalise
@@ -103,12 +103,17 @@ class MakeAVideo:
         return run.video(frames, run.fps * skip, prompts)
 
     def _embed_prompts(self, run, prompts):
-        """P: image embeddings (b, d) for prompts."""
+        """P: image embeddings (b, d) for prompts.
+
+        In fp32: they cost nothing beside the frames, and a 16-bit network rounds a little differently in
+        another batch size. Sampling makes that grow into other frames.
+        """
         self.networks["clip"].tokenizer(prompts)             # refuses unknown words before anything starts
-        with run.clock("clip"):
-            tokens, text_embeds = (x.float() for x in self.networks["clip"].text(prompts))
-        with run.clock("prior"):
-            y_e = cascade.run_prior(*run.stage("prior"), tokens, text_embeds, settings=run.settings["prior"])
+        with full_precision(self.device):
+            with run.clock("clip"):
+                tokens, text_embeds = self.networks["clip"].text(prompts)
+            with run.clock("prior"):
+                y_e = cascade.run_prior(*run.stage("prior"), tokens, text_embeds, settings=run.settings["prior"])
         run.kept |= {"text_embeds": text_embeds, "image_embeds": y_e}
         return y_e
 

@@ -97,13 +97,18 @@ def test_attention_on_cpu_is_scaled_dot_product_attention(with_bias):
     assert close(attend(q, k, v, bias), expected)
 
 
-def head_by_head(q, k, v, heads, bias=None):
-    """(n, c) each -> (n, c): softmax(q k^T / sqrt(d) + bias) v for each head's share of the channels."""
-    d = q.shape[-1] // heads
+def head_by_head(q, k, v, q_gain, k_gain, bias=None):
+    """(n, c) each -> (n, c): softmax(q k^T / sqrt(d) + bias) v for each head's share of the channels.
+
+    q and k are normalised before, each head's d components by themselves.
+    """
+    d = len(q_gain)
     parts = []
-    for m in range(heads):
+    for m in range(q.shape[-1] // d):
         part = slice(m * d, (m + 1) * d)
-        scores = q[:, part] @ k[:, part].T / math.sqrt(d)
+        a, b = (x[:, part] - x[:, part].mean(dim=1, keepdim=True) for x in (q, k))
+        a, b = (x / (x.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt() for x in (a, b))
+        scores = (a * q_gain) @ (b * k_gain).T / math.sqrt(d)
         parts.append((scores if bias is None else scores + bias[m]).softmax(dim=-1) @ v[:, part])
     return torch.cat(parts, dim=-1)
 
@@ -117,7 +122,8 @@ def attention_reference(layer, x, context=None):
             if context is not None:
                 _, context_k, context_v = layer.qkv(context[i]).split(c, dim=-1)
                 k, v = torch.cat([k, context_k]), torch.cat([v, context_v])
-            y[i, j] = y[i, j] + layer.out(head_by_head(q, k, v, layer.heads))
+            gains = layer.q_norm.weight, layer.k_norm.weight
+            y[i, j] = y[i, j] + layer.out(head_by_head(q, k, v, *gains))
     bias = torch.zeros(layer.heads, f, f, dtype=x.dtype)
     for i in range(f):
         for j in range(f):
@@ -126,7 +132,8 @@ def attention_reference(layer, x, context=None):
     for i in range(b):
         for n in range(h * w):
             q, k, v = layer.temporal_qkv(layer.temporal_norm(y[i, :, n])).split(c, dim=-1)
-            y[i, :, n] = y[i, :, n] + layer.temporal_out(head_by_head(q, k, v, layer.heads, bias))
+            gains = layer.temporal_q_norm.weight, layer.temporal_k_norm.weight
+            y[i, :, n] = y[i, :, n] + layer.temporal_out(head_by_head(q, k, v, *gains, bias))
     return rearrange(y, "b f (h w) c -> b c f h w", h=h)
 
 
@@ -135,6 +142,15 @@ def attention_reference(layer, x, context=None):
 def test_attention_is_over_positions_then_over_frames(attention, tokens):
     x, context = clips(2, 8, 6, 2, 3), clips(2, tokens, 8) if tokens else None
     assert close(attention(x, context), attention_reference(attention, x, context))
+
+
+@torch.no_grad()
+def test_the_scores_do_not_grow_with_the_weights(attention):
+    x = clips(2, 8, 5, 2, 3)
+    y = attention(x)
+    for qkv in (attention.qkv, attention.temporal_qkv):      # of queries and keys: values may have any size
+        qkv.weight[:16] *= 1000
+    assert close(attention(x), y, 1e-3)                      # not exactly: the norm's epsilon
 
 
 def test_temporal_attention_starts_as_the_identity():
