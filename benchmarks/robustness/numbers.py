@@ -138,7 +138,7 @@ def offline(bench):
 # ---------------------------------------------------------------- 10. determinism
 
 def same_bytes(bench):
-    prompts = ["two and 4", "7 and seven"]
+    prompts = ["two and 4", "7 and seven", "one and 9", "3 and 5", "0 and eight"][:5 if bench.long else 2]
     sources = {"smoke weights": bench.weights}
     if bench.long:
         sources["the package's weights"] = None
