@@ -228,7 +228,8 @@ def test_all_weights_of_an_inflated_network_train_on(video):
     take_a_step(video, x, fps=numbers(), **conditions)
     still = {name for name, p in video.named_parameters() if torch.equal(p, before[name])}
     # Behind a projection that was zero: these follow at the second step.
-    behind_a_zero = ("temporal_qkv", "temporal_norm", "temporal_q_norm", "temporal_k_norm", "temporal_bias", "fps.mlp.0")
+    behind_a_zero = ("temporal_qkv", "temporal_norm", "temporal_q_norm", "temporal_k_norm", "temporal_bias",
+                     "fps.mlp.0")
     assert [name for name in still if not any(part in name for part in behind_a_zero)] == []
 
 
