@@ -6,8 +6,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-import torch
-
 from mavlite.device import synchronize
 from mavlite.errors import MavliteError
 
