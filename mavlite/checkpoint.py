@@ -305,9 +305,10 @@ def load_checkpoint(run):
                 raise MavliteError(f"{path}: does not match its checksum")
             tensors = _tensors(path, content)
             names = state.get("tensors")
-            if not isinstance(names, list) or sorted(tensors) != names:
+            if names != sorted(tensors):
                 missing = [name for name in names if name not in tensors] if isinstance(names, list) else []
-                raise MavliteError(f"{path}: {missing[0] if missing else 'what it should hold'} is missing")
+                what = missing[0] if missing else "a true list of its tensors"
+                raise MavliteError(f"{path}: {what} is missing")
             require_finite(path, tensors)
             return tensors, state
         except MavliteError as error:

@@ -113,7 +113,8 @@ class MakeAVideo:
             with run.clock("clip"):
                 tokens, text_embeds = self.networks["clip"].text(prompts)
             with run.clock("prior"):
-                y_e = cascade.run_prior(*run.stage("prior"), tokens, text_embeds, settings=run.settings["prior"])
+                y_e = cascade.run_prior(*run.stage("prior"), tokens, text_embeds,
+                                        settings=run.settings["prior"])
         run.kept |= {"text_embeds": text_embeds, "image_embeds": y_e}
         return y_e
 

@@ -44,13 +44,13 @@ def differ(a, b):
     return (a.frames - b.frames).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_another_batch_size_gives_the_same_video(smoke_weights, precision):
-    pipe = MakeAVideo.from_pretrained(smoke_weights, device="cpu", precision=precision)
+def test_another_batch_size_gives_the_same_video_in_bf16(smoke_weights):
+    pipe = MakeAVideo.from_pretrained(smoke_weights, device="cpu", precision="bf16")
     together = pipe(PROMPTS, seed=3)
     alone = pipe(PROMPTS[0], seed=3)
     # In 16 bits, embeddings would differ in the third decimal.
-    torch.testing.assert_close(together.stages["image_embeds"][:1], alone.stages["image_embeds"], atol=1e-5, rtol=0)
+    embeds = together.stages["image_embeds"][:1]
+    torch.testing.assert_close(embeds, alone.stages["image_embeds"], atol=1e-5, rtol=0)
     near = (together.frames[:1] - alone.frames).abs() <= 2 / 255
     assert near.float().mean() >= 0.99
 
