@@ -229,6 +229,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.99                  # short: the falling rate averages too, and Muon moves on quickly
     precision: str = "auto"                  # auto, bf16, fp16, fp32, fp64
+    compile: bool = False                    # torch.compile: minutes of waiting, then faster steps
     seed: int = 0
     log_every: int = 20
     save_every: int = 200

@@ -136,10 +136,10 @@ class Trainer:
         self.network = network.to(self.device, dtype, memory_format=torch.channels_last)
         self.network.train()
         self.objective = OBJECTIVES[config.stage](config, clip, self.device, dtype)
-        self.parallel = self.network
+        self.parallel = torch.compile(self.network) if self.train.compile else self.network
         if self.world > 1:
             self.parallel = DistributedDataParallel(
-                self.network, device_ids=[self.device] if self.device.type == "cuda" else None)
+                self.parallel, device_ids=[self.device] if self.device.type == "cuda" else None)
         self.optimizers = build_optimizers(self.network, self.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
