@@ -73,6 +73,7 @@ class MakeAVideo:
             fps: key-frame rate, within what training covered; the finished video's is fps * frame_skip.
             steps, guidance_scale, sampler: one value for every stage that has it (guidance: those with an
                 image embedding or a prompt), or a dict stage -> value.
+                Those of decoder_t hold for all key frames, also where upF makes them by extrapolation.
             seed, index: video i of the batch draws from (seed, index + i).
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
@@ -128,10 +129,14 @@ class MakeAVideo:
         return frame[:, :, None]
 
     def _extend(self, run, keys, num_keys, y_e):
-        """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation."""
+        """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation.
+
+        Here and in `animate` upF makes key frames from the embedding, as D^t does, and is sampled with D^t's
+        settings. Its own are for the frames between two given ones, which leave little to make up.
+        """
         with run.clock("interpolation"):
             return cascade.extend_keys(*run.stage("interpolation", "extend"), keys, num_keys, y_e, run.fps,
-                                       settings=run.settings["interpolation"])
+                                       settings=run.settings["decoder_t"])
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
         """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
@@ -169,7 +174,7 @@ class MakeAVideo:
             with run.clock("interpolation"):
                 given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read where known only
                 filled = cascade.fill_frames(*run.stage("interpolation", "keys"), given, known, y_e, run.fps,
-                                             1, settings=run.settings["interpolation"])
+                                             1, settings=run.settings["decoder_t"])
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)

@@ -75,6 +75,22 @@ def uninterrupted():
         signal.raise_signal(came[0])
 
 
+@contextmanager
+def compiling(asked):
+    """What torch.compile raises in the first step on a machine that cannot compile, as one line."""
+    if not asked:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException       # seconds to import: for those who asked
+    from torch._inductor.exc import CppCompileError
+    try:
+        yield
+    except (TorchDynamoException, CppCompileError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MavliteError(f"train.compile: torch.compile failed here ({reason}); install a C++ compiler, "
+                           "or train with --set train.compile=false") from None
+
+
 def initial_network(config, clip, weights, init_from):
     """A stage's network before its first step, and where it comes from.
 
@@ -227,7 +243,8 @@ class Trainer:
         try:
             while self.step < self.train.steps:
                 started = time.perf_counter()
-                report = self._one_step()
+                with compiling(self.train.compile):
+                    report = self._one_step()
                 synchronize(self.device)
                 elapsed = time.perf_counter() - started
                 self.seconds += elapsed
@@ -270,12 +287,12 @@ class Trainer:
             self.step += 1
         return {"loss": loss, "grad_norm": norm, "rate": share, "skipped": self.skipped}
 
-    def _loss(self, micro):
+    def _loss(self, micro, network=None):
         """The loss of one micro-batch; the step alone decides on its data, times and noise."""
         batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world)
         draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
         with autocast(self.device, self.precision):
-            return self.objective.loss(self.parallel, batch, draws, self.step / self.train.steps)
+            return self.objective.loss(network or self.parallel, batch, draws, self.step / self.train.steps)
 
     def _require_finite(self, loss, norm):
         """Stop before the update, so that neither the weights nor a checkpoint ever hold NaN."""
@@ -287,7 +304,8 @@ class Trainer:
             bad = next((f"the gradient of {name}" for name, p in self.network.named_parameters()
                         if p.grad is not None and not p.grad.isfinite().all()), "the gradients' norm")
         else:                                                # the same step once more, this time watched
-            again = [lambda micro=micro: self._loss(micro) for micro in range(self.train.accumulate)]
+            again = [lambda micro=micro: self._loss(micro, self.network)         # as it is, not compiled
+                     for micro in range(self.train.accumulate)]
             bad = (first_not_finite(self.network, again) if self.world == 1 else None) or "the loss"
         raise MavliteError(f"stage {self.config.stage}, step {self.step}: {bad} is not finite (loss {loss}); "
                            f"the last checkpoint in {self.run} is intact, lower train.lr and use --resume")

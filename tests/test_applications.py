@@ -55,6 +55,16 @@ def test_what_comes_out_depends_on_the_picture(pipe):
     assert not torch.equal(first.stages["decoder_t"][:, :, 1:], second.stages["decoder_t"][:, :, 1:])
 
 
+@pytest.mark.parametrize("call", [lambda pipe, video, **o: pipe.animate(video.frames[:, :, 0], **o),
+                                  lambda pipe, video, **o: pipe.extend(video, num_frames=40, **o)],
+                         ids=["animate", "extend"])
+def test_extrapolated_key_frames_are_sampled_with_the_settings_of_d_t(pipe, video, call):
+    made, other, same = [call(pipe, video, **options).stages["decoder_t"] for options in (
+        {}, {"guidance_scale": {"decoder_t": 2.5}}, {"guidance_scale": {"interpolation": 2.5}})]
+    assert (other - made).abs().max() > 1e-3
+    assert torch.equal(same, made)
+
+
 # --- interpolate
 
 @pytest.mark.parametrize("num_frames", [3, 6, 8, 16, 29])

@@ -57,6 +57,48 @@ def distance(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+# --- torch.compile, with backends that need no C++ compiler --------------------------------------------------
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Lets torch.compile use a given backend."""
+    def use(which):
+        compile = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda network: compile(network, backend=which))
+        torch.compiler.reset()
+    return use
+
+
+def test_a_compiled_network_trains_the_same_weights(trainer, backend):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    backend(counting)
+    plain, compiled = trainer("decoder_t"), trainer("decoder_t", "train.compile=true", run="compiled")
+    train(plain), train(compiled)
+    assert graphs and compiled.step == plain.step > 1
+    assert distance(parameters(plain), parameters(compiled)) < 1e-5
+    assert compiled.averaged().keys() == plain.averaged().keys()         # no "_orig_mod." in any name
+
+
+def test_a_machine_that_cannot_compile_is_told_so(trainer, backend):
+    def fails(graph, inputs):
+        raise FileNotFoundError("no g++\nanywhere")
+    backend(fails)
+    message = refusal(train, trainer("decoder", "train.compile=true"))
+    assert "train.compile" in message and "no g++ anywhere" in message and "train.compile=false" in message
+
+
+def test_nan_is_found_behind_a_compiled_network(trainer, backend):
+    backend("eager")
+    it = trainer("decoder", "train.compile=true")
+    with torch.no_grad():
+        it.network.middle[0].conv1.spatial.weight[0] = math.nan
+    assert "the weight middle.0.conv1.spatial.weight" in refusal(train, it)
+
+
 # --- learning ----------------------------------------------------------------------------------------------
 
 def always_the_first_batch(trainer):
