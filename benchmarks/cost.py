@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks.command import machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
-from mavlite import cascade
+from mavlite import cascade, pipeline
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
@@ -53,7 +53,7 @@ def frames_each(stage, data):
     if stage == "prior":
         return CANDIDATES
     if stage == "decoder_t":
-        return data.num_frames
+        return data.num_frames * pipeline.CANDIDATES
     if stage == "interpolation":                             # windows share their end frames
         gaps = (data.num_frames - 1) // data.frame_skip
         return len(cascade.window_starts(data.num_frames, gaps + 1)) * (gaps * data.frame_skip + 1)
@@ -65,8 +65,9 @@ def run_stage(pipe, stage):
     """One stage for one video, on input of the right shape: what the input says costs nothing."""
     data, clip = pipe.data, pipe.networks["clip"]
     network, config = pipe.networks[stage], pipe.configs.get(stage)
-    noise = cascade.Noise(0, [0], stage, pipe.device)
-    y_e = torch.zeros(1, clip.embed_dim, device=pipe.device)
+    each = pipeline.CANDIDATES if stage == "decoder_t" else 1
+    noise = cascade.Noise(0, [0], stage, pipe.device, each)
+    y_e = torch.zeros(each, clip.embed_dim, device=pipe.device)
 
     def video(size, frames):
         return torch.zeros(1, data.channels, frames, data.sizes[size], data.sizes[size], device=pipe.device)

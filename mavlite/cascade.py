@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 
+from mavlite.device import full_precision
 from mavlite.diffusion import Diffusion
 from mavlite.layers import PseudoConv3d
 from mavlite.objectives import upsample
@@ -22,11 +23,11 @@ class Noise:
     """Standard normal noise for a batch of videos, one CPU generator a video, seeded by (seed, index, stage).
 
     The stage's name is part of the seed, so that changing one stage's steps or sampler leaves the noise
-    of the others alone.
+    of the others alone. each: how many candidates of every video stand side by side in the batch.
     """
 
-    def __init__(self, seed, indices, stage, device):
-        self.device = device
+    def __init__(self, seed, indices, stage, device, each=1):
+        self.device, self.each = device, each
         self.generators = [torch.Generator().manual_seed(self._mix(seed, index, stage)) for index in indices]
 
     @staticmethod
@@ -35,8 +36,8 @@ class Noise:
         return int.from_bytes(digest, "big") >> 1
 
     def __call__(self, *shape):
-        """(b, *shape)"""
-        return torch.stack([torch.randn(*shape, generator=g) for g in self.generators]).to(self.device)
+        """(b * each, *shape)"""
+        return torch.cat([torch.randn(self.each, *shape, generator=g) for g in self.generators]).to(self.device)
 
 
 def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0):
@@ -85,8 +86,26 @@ def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, s
     """
     size, channels, f = config.data.sizes[0], config.data.channels, config.data.num_frames
     conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
-    return run(network, config, lambda: noise(channels, f, size, size), conditions, settings=settings,
-               start=start, strength=strength)
+    return run(in_batches(network), config, lambda: noise(channels, f, size, size), conditions,
+               settings=settings, start=start, strength=strength)
+
+
+def closest_clips(clip, candidates, image_embeds):
+    """Of n candidate clips of each video the one that C finds closest to an embedding.
+
+    candidates (b n) c f h w in [-1, 1], a video's side by side; image_embeds (b, d); returns b c f h w. A
+    clip's closeness is the mean over its frames of cosine(C_y(frame), image_embeds).
+
+    DALL-E ranks its samples by CLIP so (Ramesh et al. 2021, arXiv 2102.12092, 2.6). Make-A-Video says nothing
+    of it; here it finds most of the clips in which one of the two digits comes twice or changes on its way.
+    """
+    b, f = len(image_embeds), candidates.shape[2]
+    folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)
+    with full_precision(candidates.device):                  # the choice must not hang on a rounding
+        embeds = rearrange(clip.image_embeds(folded.float()), "(b n f) d -> b n f d", b=b, f=f)
+    closeness = F.cosine_similarity(embeds, image_embeds[:, None, None].float(), dim=-1).mean(dim=2)     # b n
+    best = closeness.argmax(dim=1)
+    return rearrange(candidates, "(b n) ... -> b n ...", b=b)[torch.arange(b, device=best.device), best]
 
 
 def window_starts(num_keys, keys_per_window):
@@ -115,19 +134,22 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
     return rearrange(torch.where(known[0].bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
 
 
-def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None):
+def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None, choose=None):
     """upF on the key-frame grid: key frames (b, c, k, h, w) and what comes after them, `num_keys` in all.
 
     Window by window: the last half of a window's length is known, the other half made; y_e stays the same.
     One network evaluation thus moves on by seconds, where small steps at the full rate would drift.
+    choose: (candidates (b n) c f h w, embeddings) -> b c f h w, for every window, where noise is for n each.
     """
-    length = config.data.num_frames
+    length, n = config.data.num_frames, noise.each
     while keys.shape[2] < num_keys:
         given = min(keys.shape[2], length // 2)
         frames = F.pad(keys[:, None, :, -given:], (0, 0, 0, 0, 0, length - given))   # b 1 c f h w
         known = torch.arange(length, device=keys.device) < given
-        filled = fill_frames(network, config, noise, frames, known, image_embeds, fps, 1, settings=settings)
-        keys = torch.cat([keys, filled[:, 0, :, given:]], dim=2)
+        filled = fill_frames(network, config, noise, frames.repeat_interleave(n, dim=0), known,
+                             image_embeds.repeat_interleave(n, dim=0), fps, 1, settings=settings)
+        made = filled[:, 0, :, given:]                                               # (b n) c f' h w
+        keys = torch.cat([keys, made if choose is None else choose(made, image_embeds)], dim=2)
     return keys[:, :, :num_keys]
 
 
@@ -156,7 +178,7 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
 
 # ---------------------------------------------------------------- long videos in flat memory
 
-WINDOWS = 40                                 # of upF evaluated together
+WINDOWS = 48                                 # of D^t or upF evaluated together
 FRAMES = 152                                 # of a super-resolution stage evaluated together
 
 

@@ -109,6 +109,8 @@ def _sampling_arguments(p):
                    help="classifier-free guidance (default: each stage's own)")
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--candidates", type=int,
+                   help="key frames drawn for each video, of which C keeps the best (default: 3, of morph 1)")
     p.add_argument("--independent-noise", action="store_true",
                    help="SR_h: other noise for each frame, to see the flicker")
     p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
@@ -133,6 +135,7 @@ def _training_arguments(p):
 def _sampling_options(args):
     return {"weights": args.weights, "device": args.device, "fps": args.fps, "steps": args.steps,
             "seed": args.seed, "guidance_scale": args.guidance_scale, "sampler": args.sampler,
+            **({} if args.candidates is None else {"candidates": args.candidates}),
             "shared_noise": not args.independent_noise, "stages_out": args.stages_out}
 
 

@@ -19,6 +19,7 @@ from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
+CANDIDATES, MOST_CANDIDATES = 3, 64          # of which C chooses a video's key frames
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation")  # have an embedding or a prompt to be guided by
 
 
@@ -75,6 +76,8 @@ class MakeAVideo:
                 image embedding or a prompt), or a dict stage -> value.
                 Those of decoder_t hold for all key frames, also where upF makes them by extrapolation.
             seed, index: video i of the batch draws from (seed, index + i).
+            candidates: how often the key frames of a video are drawn; C keeps those closest to its embedding.
+                3 by default; 1 draws once, in less time. (Frames between two given ones are drawn once.)
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
@@ -92,11 +95,9 @@ class MakeAVideo:
             if num_frames == 1:
                 frames = self._image(run, y_e)
             else:
-                with run.clock("decoder_t"):
-                    # All key frames, however few are needed, wherever frames know of each other: training saw
-                    # whole clips, and a shorter video is then the beginning of the longer one.
-                    keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps,
-                                                 settings=run.settings["decoder_t"])
+                # All key frames, however few are needed, wherever frames know of each other: training saw
+                # whole clips, and a shorter video is then the beginning of the longer one.
+                keys = self._decode(run, y_e)
                 num_keys = -(-(num_frames - 1) // skip) + 1
                 if num_keys > keys.shape[2]:
                     keys = self._extend(run, keys, num_keys, y_e)
@@ -128,6 +129,22 @@ class MakeAVideo:
                 frame = run.kept[stage] = step(*run.stage(stage), frame, settings=run.settings[stage])
         return frame[:, :, None]
 
+    def _decode(self, run, y_e, start=None, strength=1.0):
+        """D^t: embeddings (b, d) -> key frames (b, c, f, h, w), for each video the best of its candidates."""
+        n = run.candidates
+        start = None if start is None else start.repeat_interleave(n, dim=0)
+        with run.clock("decoder_t"):
+            keys = cascade.run_decoder_t(*run.stage("decoder_t", each=n), y_e.repeat_interleave(n, dim=0),
+                                         run.fps, settings=run.settings["decoder_t"], start=start,
+                                         strength=strength)
+            return self._choose(keys, y_e)
+
+    def _choose(self, candidates, y_e):
+        """Of each video's candidate clips (b n) c f h w the one closest to its embedding, b c f h w."""
+        if len(candidates) == len(y_e):
+            return candidates
+        return cascade.closest_clips(self.networks["clip"], candidates, y_e)
+
     def _extend(self, run, keys, num_keys, y_e):
         """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation.
 
@@ -135,8 +152,8 @@ class MakeAVideo:
         settings. Its own are for the frames between two given ones, which leave little to make up.
         """
         with run.clock("interpolation"):
-            return cascade.extend_keys(*run.stage("interpolation", "extend"), keys, num_keys, y_e, run.fps,
-                                       settings=run.settings["decoder_t"])
+            return cascade.extend_keys(*run.stage("interpolation", "extend", run.candidates), keys, num_keys,
+                                       y_e, run.fps, settings=run.settings["decoder_t"], choose=self._choose)
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
         """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
@@ -172,10 +189,13 @@ class MakeAVideo:
                    else self._embed_prompts(run, [prompt] * len(image)))
             known = torch.arange(self.data.num_frames, device=self.device) == at
             with run.clock("interpolation"):
+                n = run.candidates
                 given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read where known only
-                filled = cascade.fill_frames(*run.stage("interpolation", "keys"), given, known, y_e, run.fps,
-                                             1, settings=run.settings["decoder_t"])
-            frames = self._finish(run, filled[:, 0], y_e, skip)
+                filled = cascade.fill_frames(
+                    *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
+                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["decoder_t"])
+                keys = self._choose(filled[:, 0], y_e)
+            frames = self._finish(run, keys, y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)
 
@@ -222,9 +242,7 @@ class MakeAVideo:
             if strength < 1:                                 # a short video stands still at its end
                 missing = self.data.num_frames - keys.shape[2]
                 start = torch.cat([keys, keys[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
-            with run.clock("decoder_t"):
-                made = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps, start=start,
-                                             strength=strength, settings=run.settings["decoder_t"])
+            made = self._decode(run, y_e, start, strength)
             frames = self._finish(run, made, y_e, self.data.frame_skip)
         return run.video(frames, run.fps * self.data.frame_skip)
 
@@ -252,20 +270,18 @@ class MakeAVideo:
     def morph(self, first, last, *, num_videos=5, **options):
         """From one prompt to another: a video for each of some embeddings on the arc between P's two.
 
-        All start from the same noise, so what changes from one to the next comes from the embedding.
+        All start from the same noise, so what changes from one to the next comes from the embedding. Hence
+        one candidate each, unless more are asked for.
         """
         if num_videos < 2:
             raise MavliteError(f"num_videos: {num_videos} has no way from one prompt to the other; "
                                "ask for 2 or more")
-        run = Session(self, num_videos, same=True, **options)
+        run = Session(self, num_videos, same=True, **{"candidates": 1, **options})
         with run:
             ends = self._embed_prompts(run, [first] * (num_videos - 1) + [last])[[0, -1]]
             y_e = spherical(ends[0], ends[1], torch.linspace(0, 1, num_videos, device=self.device))
             run.kept["image_embeds"] = y_e
-            with run.clock("decoder_t"):
-                keys = cascade.run_decoder_t(*run.stage("decoder_t"), y_e, run.fps,
-                                             settings=run.settings["decoder_t"])
-            frames = self._finish(run, keys, y_e, self.data.frame_skip)
+            frames = self._finish(run, self._decode(run, y_e), y_e, self.data.frame_skip)
         return run.video(frames, run.fps * self.data.frame_skip)
 
     def _small(self, frames):
@@ -310,6 +326,12 @@ class MakeAVideo:
         if not 1 <= skip <= most:
             raise MavliteError(f"frame_skip: {skip} was not trained; choose within 1 ... {most}")
         return skip
+
+    def _checked_candidates(self, candidates):
+        candidates = CANDIDATES if candidates is None else candidates
+        if not 1 <= candidates <= MOST_CANDIDATES:
+            raise MavliteError(f"candidates: {candidates} is not within 1 ... {MOST_CANDIDATES}")
+        return candidates
 
     def _settings(self, steps, guidance_scale, sampler):
         """Each stage's own sampling settings, with what the caller overrides: stage -> SampleConfig."""

@@ -16,16 +16,17 @@ class Session:
     """
 
     def __init__(self, pipe, count, *, fps=None, steps=None, guidance_scale=None, sampler=None, seed=0,
-                 index=0, shared_noise=True, progress=False, same=False):
+                 index=0, candidates=None, shared_noise=True, progress=False, same=False):
         self.pipe, self.fps, self.shared_noise = pipe, pipe._checked_fps(fps), shared_noise
+        self.candidates = pipe._checked_candidates(candidates)
         self.settings = pipe._settings(steps, guidance_scale, sampler)
         self.seed, self.indices = seed, [index] * count if same else range(index, index + count)
         self.clock, self.kept = Clock(pipe.device, progress), {}
         self.precision = autocast(pipe.device, pipe.precision)
 
-    def stage(self, name, use=""):
-        """(network, config, noise) of a stage; another use of it draws other noise."""
-        noise = cascade.Noise(self.seed, self.indices, name + use, self.pipe.device)
+    def stage(self, name, use="", each=1):
+        """(network, config, noise) of a stage; another use of it draws other noise. each: candidates."""
+        noise = cascade.Noise(self.seed, self.indices, name + use, self.pipe.device, each)
         return self.pipe.networks[name], self.pipe.configs[name], noise
 
     def __enter__(self):

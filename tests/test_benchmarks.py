@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -220,7 +221,9 @@ def command(name, *arguments):
     ("steps", ["--stages", "prior", "sr_h", "--steps", "1", "2", "--videos", "3"], "| `sr_h` | PSNR, dB |"),
     ("cost", ["--repeats", "1"], "| in all |"),
     ("predictions", ["--repeats", "1"], "| D^t and upF students of 1 |"),
-    ("training", ["--config", SMOKE, "--steps", "1"], "| in all |")])
+    ("training", ["--config", SMOKE, "--steps", "1"], "| in all |"),
+    pytest.param("compile", ["--config", SMOKE, "--stages", "decoder", "--steps", "1"], "| `decoder` |",
+                 marks=pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler"))])
 def test_the_commands_write_their_tables(smoke_weights, tmp_path, name, arguments, written):
     out = tmp_path / "docs" / "table.md"
     done = command(name, *arguments, "--weights", smoke_weights, "--out", out)
@@ -232,7 +235,8 @@ def test_the_commands_write_their_tables(smoke_weights, tmp_path, name, argument
 @pytest.mark.parametrize("name, arguments, said", [
     ("steps", ["--videos", "0"], "--videos"), ("predictions", ["--repeats", "0"], "--repeats"),
     ("cost", ["--repeats", "0"], "--repeats"), ("growth", ["--batch", "1"], "two batch sizes"),
-    ("training", ["--config", "none.yaml"], "none.yaml"), ("peers", ["--repeats", "0"], "--repeats")])
+    ("training", ["--config", "none.yaml"], "none.yaml"), ("peers", ["--repeats", "0"], "--repeats"),
+    ("compile", ["--steps", "0"], "--steps")])
 def test_mistakes_are_said_in_a_line(name, arguments, said):
     done = command(name, *arguments)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

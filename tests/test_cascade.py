@@ -8,6 +8,8 @@ import torch
 
 from mavlite.cascade import (
     Noise,
+    closest_clips,
+    extend_keys,
     run_decoder_t,
     run_interpolation,
     run_prior,
@@ -42,6 +44,13 @@ def test_noise_differs_by_seed_index_and_stage():
     draws = torch.cat([draw(4096) for draw in draws])
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.1
     assert draws.mean(dim=1).abs().max() < 0.1 and (draws.std(dim=1) - 1).abs().max() < 0.1
+
+
+def test_candidates_of_a_video_have_its_noise_side_by_side():
+    alone, together = Noise(0, [5], "any", CPU, 3), Noise(0, [3, 5], "any", CPU, 3)
+    one, both = alone(4, 8), together(4, 8)
+    assert one.shape == (3, 4, 8) and torch.equal(one, both[3:])
+    assert len({tuple(draw.flatten().tolist()) for draw in both}) == 6
 
 
 def test_noise_can_be_had_again():
@@ -134,6 +143,44 @@ def test_prior_keeps_the_candidate_closer_to_the_text():
     embeds = run_prior(Candidates(candidates), load_config(SMOKE, "prior"), noise(), random(2, 3, 6), text)
     torch.testing.assert_close(torch.nn.functional.normalize(embeds), torch.nn.functional.normalize(near))
     torch.testing.assert_close(embeds.norm(dim=1), torch.full((2,), 2.0))            # a real one's: sqrt(4)
+
+
+class Brightness:
+    """Stands for C: the embedding of a frame is a point on a circle, at an angle of its mean brightness."""
+
+    def image_embeds(self, frames):
+        assert frames.ndim == 4 and frames.min() >= 0 and frames.max() <= 1
+        angle = frames.mean(dim=(1, 2, 3))
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def grey(*values):
+    """Clips (n, 1, 4, 2, 2) in [-1, 1] that are grey all over: values in [0, 1], for each clip its frames'."""
+    return (torch.tensor(values)[:, None, :, None, None] * 2 - 1).expand(-1, -1, -1, 2, 2)
+
+
+def test_the_clip_whose_frames_are_closest_on_average_is_chosen():
+    candidates = grey([0.5, 0.5, 0.5, 0.9], [0.4, 0.6, 0.5, 0.5], [0.1] * 4,         # video 0's
+                      [0.5] * 4, [0.8] * 4, [1.0] * 4)                               # video 1's
+    wanted = torch.tensor([0.5, 0.95])
+    wanted = 7 * torch.stack([wanted.cos(), wanted.sin()], dim=1)                    # length says nothing
+    assert torch.equal(closest_clips(Brightness(), candidates, wanted), candidates[[1, 5]])
+
+
+def test_of_a_longer_video_every_window_is_chosen():
+    config, chosen = interpolation_config(8), []
+
+    def stub(x, t, *, drop, concat, image_embeds, fps, frame_skip):
+        return torch.zeros_like(x)
+
+    def choose(candidates, embeds):
+        assert candidates.shape == (6, 1, 4, 4, 4) and embeds.shape == (2, 5)
+        chosen.append(candidates[[1, 5]])
+        return chosen[-1]
+    keys = random(2, 1, 8, 4, 4)
+    longer = extend_keys(stub, config, Noise(0, range(2), "any", CPU, 3), keys, 15, random(2, 5), 6.0,
+                         settings=SampleConfig(steps=2), choose=choose)
+    assert len(chosen) == 2 and torch.equal(longer, torch.cat([keys, *chosen], dim=2)[:, :, :15])
 
 
 # --- super-resolution --------------------------------------------------------------------------------------

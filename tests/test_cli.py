@@ -94,10 +94,11 @@ def test_options_reach_the_pipeline(pipe, monkeypatch, tmp_path):
             return pipe(prompts, num_frames=1)
     recorder = Recorder()
     run("generate", "two and 4", "--out", tmp_path / "x.png", "--fps", 12, "--num-frames", 5, "--steps", 7,
-        "--seed", 9, "--guidance-scale", 2.5, "--sampler", "ddim", "--independent-noise")
+        "--seed", 9, "--guidance-scale", 2.5, "--sampler", "ddim", "--independent-noise",
+        "--candidates", 2)
     assert calls == [{"fps": 12.0, "num_frames": 5, "frame_skip": None, "steps": 7, "seed": 9,
-                      "guidance_scale": 2.5, "sampler": "ddim", "shared_noise": False, "index": 0,
-                      "progress": True}]
+                      "guidance_scale": 2.5, "sampler": "ddim", "candidates": 2,
+                      "shared_noise": False, "index": 0, "progress": True}]
 
 
 @pytest.mark.parametrize("arguments, word", [

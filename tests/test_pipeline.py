@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mavlite import MakeAVideo, MavliteError
+from mavlite import MakeAVideo, MavliteError, cascade
 
 PROMPTS = ["two and 4", "7 and seven"]
 
@@ -188,6 +188,23 @@ def test_guidance_matters(pipe, stage, output):
     assert (a - b).abs().max() > 1e-4                        # little: the weights have seen four steps
 
 
+def test_key_frames_are_the_closest_of_the_candidates(pipe, video, monkeypatch):
+    drawn, decode = [], cascade.run_decoder_t
+
+    def note(*args, **options):
+        drawn.append(decode(*args, **options))
+        return drawn[-1]
+    monkeypatch.setattr(cascade, "run_decoder_t", note)
+    made = pipe(PROMPTS, seed=0)                             # 3 each by default
+    y_e = made.stages["image_embeds"]
+    assert len(drawn[0]) == 6 and (drawn[0][0] - drawn[0][1]).abs().max() > 1e-2
+    best = cascade.closest_clips(pipe.networks["clip"], drawn[0], y_e) / 2 + 0.5
+    close(made.stages["decoder_t"], best.clamp(0, 1))
+    close(made.stages["decoder_t"], video.stages["decoder_t"])
+    once = pipe(PROMPTS, seed=0, candidates=1)
+    assert torch.equal(once.stages["decoder_t"], (drawn[1] / 2 + 0.5).clamp(0, 1))
+
+
 def test_samplers_matter(pipe):
     assert differ(*(pipe(PROMPTS, sampler=sampler, num_frames=2) for sampler in ("ddpm", "ddim")))
 
@@ -210,7 +227,8 @@ def test_networks_are_frozen_in_eval_mode(pipe):
 @pytest.mark.parametrize("options, word", [
     ({"fps": 0}, "fps"), ({"fps": -1}, "fps"), ({"fps": 31}, "fps"), ({"fps": float("nan")}, "fps"),
     ({"num_frames": 0}, "num_frames"), ({"num_frames": -3}, "num_frames"),
-    ({"num_frames": 10_001}, "num_frames"),
+    ({"num_frames": 10_001}, "num_frames"), ({"candidates": 0}, "candidates"),
+    ({"candidates": 65}, "candidates"),
     ({"frame_skip": 0}, "frame_skip"), ({"frame_skip": 5}, "frame_skip"),
     ({"steps": 0}, "steps"), ({"sampler": "euler"}, "sampler"), ({"guidance_scale": -1}, "guidance")])
 def test_what_was_not_trained_is_refused(pipe, options, word):

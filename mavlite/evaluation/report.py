@@ -27,7 +27,7 @@ from mavlite.evaluation.samples import RealClips, decode, generate, image_embeds
 from mavlite.evaluation.tracker import match, track
 from mavlite.evaluation.video_features import embed_clips
 from mavlite.moving_mnist import box_resize
-from mavlite.pipeline import MakeAVideo
+from mavlite.pipeline import CANDIDATES, MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
 from mavlite.stages import MEASURING, STAGES, load_network
@@ -94,10 +94,14 @@ class Evaluation:
         large, chance = self.data.sizes[-1], 1 / len(PAIRS)
         pipe, made = self.pipe, self.made
         truth = image_embeds(pipe, self.real.conditions())
+        chosen = f"prompt, P, D^t, C's choice of {CANDIDATES}"
         chain = [("real clips", "judge", self.real.frames(large), self.real.pairs),
                  ("true embedding, D, one frame", "decoder", decode(pipe, "decoder", truth), self.real.pairs),
-                 ("true embedding, D^t", "decoder_t", decode(pipe, "decoder_t", truth), self.real.pairs),
-                 ("prompt, P, D^t", "prior", made.frames["decoder_t"], made.pairs),
+                 ("true embedding, D^t drawn once", "decoder_t", decode(pipe, "decoder_t", truth),
+                  self.real.pairs),
+                 ("prompt, P, D^t drawn once", "prior", decode(pipe, "decoder_t", made.image_embeds),
+                  made.pairs),
+                 (chosen, "decoder_t", made.frames["decoder_t"], made.pairs),
                  ("... upF, frames between", "interpolation", made.frames["interpolation"], made.pairs),
                  ("... SR_l^t", "sr_l_t", made.frames["sr_l_t"], made.pairs),
                  ("... SR_h: the whole cascade", "sr_h", made.frames["sr_h"], made.pairs)]
@@ -183,7 +187,7 @@ class Evaluation:
         real = RealClips(self.data, n)
         for fps in MOTION_FPS:
             clips = {"real": real.frames(self.data.sizes[0], fps),
-                     "generated": decode(self.pipe, "decoder_t", embeds, fps=fps)}
+                     "generated": decode(self.pipe, "decoder_t", embeds, fps=fps, candidates=CANDIDATES)}
             entry = {"fps": fps}
             for which, frames in clips.items():
                 centres = track(self.tracker, frames)

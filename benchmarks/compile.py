@@ -1,0 +1,68 @@
+"""What torch.compile is worth in training: the wait before the first step, and the steps after it.
+
+    python -m benchmarks.compile [--config configs/cpu.yaml] [--stages decoder_t ...] [--out docs/compile.md]
+
+Each stage takes a few real steps of its recipe through the trainer, from scratch, first as it is and then with
+`train.compile`, which starts with an empty cache, as on a machine that never compiled this network.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from unittest.mock import patch
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.command import machine, run, table, write
+from mavlite.checkpoint import SHIPPED
+from mavlite.config import STAGE_NAMES, load_config
+from mavlite.device import keep_freed_memory, pick_device, pick_precision
+from mavlite.errors import MavliteError
+from mavlite.training import Trainer
+
+
+def step_seconds(config, weights, steps):
+    """(seconds of the first step, median seconds of the `steps` after the second)."""
+    with tempfile.TemporaryDirectory() as folder:
+        reports = Trainer(config, folder, weights=weights).steps()
+        seconds = [report["seconds"] for _, report in zip(range(steps + 2), reports)]
+        reports.close()
+    later = [b - a for a, b in zip(seconds[1:], seconds[2:])]
+    return seconds[0], statistics.median(later)
+
+
+def measure(config_file, stage, weights, steps):
+    """A line of the table."""
+    options = ["train.inflate=false", f"train.steps={steps + 3}", "train.save_every=1000000"]
+    _, plain = step_seconds(load_config(config_file, stage, options), weights, steps)
+    torch.compiler.reset()
+    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+        compiled_config = load_config(config_file, stage, [*options, "train.compile=true"])
+        first, compiled = step_seconds(compiled_config, weights, steps)
+    saved = plain - compiled
+    pays = f"{(first - plain) / saved:.0f}" if saved > 0 else "never"
+    return [f"`{stage}`", f"{plain:.2f}", f"{compiled:.2f}", f"{saved / plain:.0%}", f"{first:.0f}", pays]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--config", default="configs/cpu.yaml")
+    p.add_argument("--stages", nargs="+", choices=STAGE_NAMES, default=["decoder", "decoder_t"])
+    p.add_argument("--steps", type=int, default=10, help="timed, after two to warm up")
+    p.add_argument("--weights", default=SHIPPED, help="where C comes from")
+    p.add_argument("--out", metavar="MARKDOWN")
+    args = p.parse_args()
+    if args.steps < 1:
+        raise MavliteError(f"--steps {args.steps}: must be 1 or more")
+    keep_freed_memory()
+    device = pick_device()
+    rows = [measure(args.config, stage, args.weights, args.steps) for stage in tqdm(args.stages)]
+    header = ["stage", "s a step", "compiled", "saved", "s before the first step ends", "steps until that pays"]
+    write(f"`python -m benchmarks.compile --config {args.config} --stages {' '.join(args.stages)}`, median of "
+          f"{args.steps} steps: {machine(device, pick_precision(device))}.\n\n" + table(header, rows), args.out)
+
+
+if __name__ == "__main__":
+    run(main)
