@@ -2,14 +2,15 @@
 
     python -m benchmarks.compile [--config configs/cpu.yaml] [--stages decoder_t ...] [--out docs/compile.md]
 
-Each stage takes a few real steps of its recipe through the trainer, from scratch, first as it is and then with
-`train.compile`, which starts with an empty cache, as on a machine that never compiled this network.
+Each stage takes a few real steps of its recipe through the trainer, from scratch: first as it is, then with
+`train.compile` and an empty cache, as on a machine that never compiled this network.
 """
 
 import argparse
 import os
 import statistics
 import tempfile
+from itertools import pairwise
 from unittest.mock import patch
 
 import torch
@@ -29,8 +30,7 @@ def step_seconds(config, weights, steps):
         reports = Trainer(config, folder, weights=weights).steps()
         seconds = [report["seconds"] for _, report in zip(range(steps + 2), reports)]
         reports.close()
-    later = [b - a for a, b in zip(seconds[1:], seconds[2:])]
-    return seconds[0], statistics.median(later)
+    return seconds[0], statistics.median(b - a for a, b in pairwise(seconds[1:]))
 
 
 def measure(config_file, stage, weights, steps):
@@ -59,9 +59,10 @@ def main():
     keep_freed_memory()
     device = pick_device()
     rows = [measure(args.config, stage, args.weights, args.steps) for stage in tqdm(args.stages)]
-    header = ["stage", "s a step", "compiled", "saved", "s before the first step ends", "steps until that pays"]
-    write(f"`python -m benchmarks.compile --config {args.config} --stages {' '.join(args.stages)}`, median of "
-          f"{args.steps} steps: {machine(device, pick_precision(device))}.\n\n" + table(header, rows), args.out)
+    header = ["stage", "s a step", "compiled", "saved", "s until the first step ends", "steps until that pays"]
+    command = f"python -m benchmarks.compile --config {args.config} --stages {' '.join(args.stages)}"
+    write(f"`{command}`, median of {args.steps} steps: {machine(device, pick_precision(device))}.\n\n"
+          + table(header, rows), args.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ BEGIN, END = "<!-- scores: begin -->\n", "<!-- scores: end -->"
 SHOWN = [                                    # (section, score, unit)
     ("prompt accuracy", "real clips", "clips"),
     ("prompt accuracy", "true embedding, D, one frame", "clips"),
-    ("prompt accuracy", "true embedding, D^t", "clips"),
-    ("prompt accuracy", "prompt, P, D^t", "clips"),
+    ("prompt accuracy", "true embedding, D^t drawn once", "clips"),
+    ("prompt accuracy", "prompt, P, D^t drawn once", "clips"),
+    ("prompt accuracy", "prompt, P, D^t, C's choice of 3", "clips"),
     ("prompt accuracy", "... SR_h: the whole cascade", "clips"),
     ("motion", "identity switches at 6 fps", "clips"),
     ("motion", "speed error at 6 fps", "share"),

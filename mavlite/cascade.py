@@ -37,7 +37,8 @@ class Noise:
 
     def __call__(self, *shape):
         """(b * each, *shape)"""
-        return torch.cat([torch.randn(self.each, *shape, generator=g) for g in self.generators]).to(self.device)
+        drawn = [torch.randn(self.each, *shape, generator=g) for g in self.generators]
+        return torch.cat(drawn).to(self.device)
 
 
 def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0):

@@ -163,8 +163,8 @@ def refuse_code(place, files):
     """Raises MavliteError if any of a folder's or a repository's `files` could run code."""
     code = sorted(str(file) for file in map(Path, files) if file.suffix.lower() in CODE)
     if code:
-        raise MavliteError(f"{place}: holds {Path(code[0]).name}, which could run code; mavlite reads {MODEL} "
-                           f"and {RECORD} only, delete the rest")
+        raise MavliteError(f"{place}: holds {Path(code[0]).name}, which could run code; mavlite reads only "
+                           f"{MODEL} and {RECORD}, delete the rest")
 
 
 def read_record(folder, stage=None):

@@ -67,7 +67,8 @@ def test_seams_are_where_windows_meet(length, num_frames, skip):
     keys = torch.zeros(1, 1, num_frames, 1, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cascade, "fill_frames", next_number)
-        longer = cascade.extend_keys(None, config, SimpleNamespace(each=1), keys, num_keys, torch.zeros(1, 1), 6.0)
+        noise, y_e = SimpleNamespace(each=1), torch.zeros(1, 1)
+        longer = cascade.extend_keys(None, config, noise, keys, num_keys, y_e, 6.0)
         patch.setattr(cascade, "fill_frames", number)
         whole = cascade.run_interpolation(None, config, None, longer * 0, None, 6.0, skip)
     at_frames, at_others, at_keys = seams(data, length)

@@ -106,7 +106,8 @@ def test_options_reach_the_pipeline(pipe, monkeypatch, tmp_path):
     (["two and 4", "--fps", 31], "fps"), (["two and 4", "--fps", -1], "fps"),
     (["two and 4", "--fps", "nan"], "fps"), (["two and 4", "--num-frames", 0], "num_frames"),
     (["two and 4", "--num-frames", 10_001], "num_frames"), (["two and 4", "--steps", 0], "steps"),
-    (["two and 4", "--num-videos", 0], "--num-videos"), (["two and 4", "--num-videos", 10**9], "1,000,000,000"),
+    (["two and 4", "--num-videos", 0], "--num-videos"),
+    (["two and 4", "--num-videos", 10**9], "1,000,000,000"),
     (["two and 4", "--batch-size", 0], "--batch-size"),
     ([], "--prompts"), (["two and 4", "--prompts", "file.txt"], "--prompts")])
 def test_impossible_wishes(loaded, capsys, tmp_path, arguments, word):

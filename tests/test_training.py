@@ -57,7 +57,7 @@ def distance(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-# --- torch.compile, with backends that need no C++ compiler --------------------------------------------------
+# --- torch.compile, with backends that need no C++ compiler -------------------------------------------------
 
 @pytest.fixture
 def backend(monkeypatch):

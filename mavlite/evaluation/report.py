@@ -116,7 +116,7 @@ class Evaluation:
                  unit="frames", ceiling=real["frame"], floor=chance)
         by_pair = accuracy_by_pair(made.pairs, whole["found"])
         return {"confusion": digit_confusion(made.pairs, whole["found"]).tolist(),
-                "accuracy_by_pair": [[None if x != x else x for x in row] for row in by_pair.tolist()]}
+                "accuracy_by_pair": [[None if math.isnan(x) else x for x in row] for row in by_pair.tolist()]}
 
     # ------------------------------------------------------------ CLIPSIM and the prior
 
@@ -313,7 +313,7 @@ class Evaluation:
         seconds = {name: torch.tensor([run[name] for run in runs]).median().item() for name in runs[0]}
         for name, value in {**seconds, "in all": sum(seconds.values())}.items():
             self.add("cost", name, value, len(runs), unit="s a video")
-        peak = peak_memory(self.pipe.device)                 # on a CPU of the whole process, evaluation included
+        peak = peak_memory(self.pipe.device)                 # on a CPU of the whole process: all of this
         if not math.isnan(peak):
             self.add("cost", "peak memory", peak / 2**30, 1, unit="GiB")
 

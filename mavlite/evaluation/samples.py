@@ -98,8 +98,8 @@ def decode(pipe, stage, embeds, *, fps=None, seed=1, batch=32, candidates=1):
             if stage == "decoder":
                 frames = cascade.run_decoder(network, config, noise, y_e)[:, :, None]
             else:
-                frames = cascade.run_decoder_t(network, config, noise, y_e.repeat_interleave(candidates, dim=0),
-                                               fps or pipe.data.fps)
+                several = y_e.repeat_interleave(candidates, dim=0)
+                frames = cascade.run_decoder_t(network, config, noise, several, fps or pipe.data.fps)
                 if candidates > 1:
                     frames = cascade.closest_clips(pipe.networks["clip"], frames, y_e)
             parts.append(to_unit(frames).float().cpu())
