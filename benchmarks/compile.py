@@ -59,7 +59,7 @@ def main():
     keep_freed_memory()
     device = pick_device()
     rows = [measure(args.config, stage, args.weights, args.steps) for stage in tqdm(args.stages)]
-    header = ["stage", "s a step", "compiled", "saved", "s until the first step ends", "steps until that pays"]
+    header = ["stage", "s a step", "compiled", "saved", "s to the end of step 1", "steps until that pays"]
     command = f"python -m benchmarks.compile --config {args.config} --stages {' '.join(args.stages)}"
     write(f"`{command}`, median of {args.steps} steps: {machine(device, pick_precision(device))}.\n\n"
           + table(header, rows), args.out)

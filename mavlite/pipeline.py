@@ -76,8 +76,9 @@ class MakeAVideo:
                 image embedding or a prompt), or a dict stage -> value.
                 Those of decoder_t hold for all key frames, also where upF makes them by extrapolation.
             seed, index: video i of the batch draws from (seed, index + i).
-            candidates: how often the key frames of a video are drawn; C keeps those closest to its embedding.
-                3 by default; 1 draws once, in less time. (Frames between two given ones are drawn once.)
+            candidates: how often the key frames (or the one frame) of a video are drawn; C keeps what is
+                closest to the embedding. 3 by default; 1 draws once, in less time. Frames between two given
+                ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
@@ -121,12 +122,16 @@ class MakeAVideo:
         return y_e
 
     def _image(self, run, y_e):
-        """SR_h o SR_l o D: one frame (b, c, 1, h, w)."""
-        frame = y_e
-        for stage, step in (("decoder", cascade.run_decoder), ("sr_l", cascade.run_super_resolution),
-                            ("sr_h", cascade.run_super_resolution)):
+        """SR_h o SR_l o D: one frame (b, c, 1, h, w), the best of its candidates too."""
+        n = run.candidates
+        with run.clock("decoder"):
+            drawn = cascade.run_decoder(*run.stage("decoder", each=n), y_e.repeat_interleave(n, dim=0),
+                                        settings=run.settings["decoder"])
+            frame = run.kept["decoder"] = self._choose(drawn[:, :, None], y_e)[:, :, 0]
+        for stage in ("sr_l", "sr_h"):
             with run.clock(stage):
-                frame = run.kept[stage] = step(*run.stage(stage), frame, settings=run.settings[stage])
+                frame = run.kept[stage] = cascade.run_super_resolution(*run.stage(stage), frame,
+                                                                       settings=run.settings[stage])
         return frame[:, :, None]
 
     def _decode(self, run, y_e, start=None, strength=1.0):

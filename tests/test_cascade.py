@@ -155,7 +155,7 @@ class Brightness:
 
 
 def grey(*values):
-    """Clips (n, 1, 4, 2, 2) in [-1, 1], grey all over: values in [0, 1], for each clip those of its frames."""
+    """Clips (n, 1, 4, 2, 2) in [-1, 1], grey all over; values in [0, 1]: each clip's frames."""
     return (torch.tensor(values)[:, None, :, None, None] * 2 - 1).expand(-1, -1, -1, 2, 2)
 
 

@@ -205,6 +205,16 @@ def test_key_frames_are_the_closest_of_the_candidates(pipe, video, monkeypatch):
     assert torch.equal(once.stages["decoder_t"], (drawn[1] / 2 + 0.5).clamp(0, 1))
 
 
+def test_the_one_frame_is_the_closest_of_the_candidates(pipe):
+    few, many = (pipe(PROMPTS, num_frames=1, candidates=n) for n in (1, 16))
+
+    def closeness(image):
+        embeds = pipe.networks["clip"].image_embeds(image.stages["decoder"])
+        return torch.cosine_similarity(embeds, image.stages["image_embeds"])
+    assert torch.equal(few.stages["image_embeds"], many.stages["image_embeds"])
+    assert (closeness(many) > closeness(few)).all()          # or the first of 16 was the best, twice
+
+
 def test_samplers_matter(pipe):
     assert differ(*(pipe(PROMPTS, sampler=sampler, num_frames=2) for sampler in ("ddpm", "ddim")))
 

@@ -121,7 +121,10 @@ class Evaluation:
     # ------------------------------------------------------------ CLIPSIM and the prior
 
     def clip_similarity(self):
-        """Text-frame cosine under C, and how good P's embeddings are. C is part of the cascade: not blind."""
+        """Text-frame cosine under C, and how good P's embeddings are.
+
+        C is part of the cascade and chose among its candidates: no blind judge, unlike the others here.
+        """
         wanted = F.normalize(text_embeds(self.pipe, self.made.prompts), dim=-1)                      # n d
         real_prompts = [make_prompt(*PAIRS[pair], False, False) for pair in self.real.pairs.tolist()]
         real_text = F.normalize(text_embeds(self.pipe, real_prompts), dim=-1)
