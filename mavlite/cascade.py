@@ -98,7 +98,7 @@ def closest_clips(clip, candidates, image_embeds):
     clip's closeness is the mean over its frames of cosine(C_y(frame), image_embeds).
 
     DALL-E ranks its samples by CLIP so (Ramesh et al. 2021, arXiv 2102.12092, 2.6). Make-A-Video says nothing
-    of it; here it finds most of the clips in which one of the two digits comes twice or changes on its way.
+    of it; docs/report.md has prompt accuracy with one draw and with a choice.
     """
     b, f = len(image_embeds), candidates.shape[2]
     folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)

@@ -81,7 +81,7 @@ def compiling(asked):
     if not asked:
         yield
         return
-    from torch._dynamo.exc import TorchDynamoException  # seconds to import: for those who asked
+    from torch._dynamo.exc import TorchDynamoException       # seconds to import: for those who asked
     from torch._inductor.exc import CppCompileError
     try:
         yield
@@ -292,7 +292,8 @@ class Trainer:
         batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world)
         draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
         with autocast(self.device, self.precision):
-            return self.objective.loss(network or self.parallel, batch, draws, self.step / self.train.steps)
+            return self.objective.loss(self.parallel if network is None else network, batch, draws,
+                                       self.step / self.train.steps)
 
     def _require_finite(self, loss, norm):
         """Stop before the update, so that neither the weights nor a checkpoint ever hold NaN."""
