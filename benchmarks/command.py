@@ -1,10 +1,13 @@
 """A benchmark as a command: what goes wrong is said in one line, and tables are kept as Markdown."""
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
 
+from mavlite.checkpoint import SHIPPED
+from mavlite.config import STAGE_NAMES
 from mavlite.errors import MavliteError
 
 
@@ -15,6 +18,21 @@ def run(main):
     except MavliteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def recipe_arguments(doc, stages, steps):
+    """The command line of a benchmark that trains a few steps of a recipe. doc: the module's; stages, steps:
+    defaults."""
+    p = argparse.ArgumentParser(description=doc.splitlines()[0])
+    p.add_argument("--config", default="configs/cpu.yaml")
+    p.add_argument("--stages", nargs="+", choices=STAGE_NAMES, default=stages)
+    p.add_argument("--steps", type=int, default=steps, help="timed, after warm-up")
+    p.add_argument("--weights", default=SHIPPED, help="where C comes from")
+    p.add_argument("--out", metavar="MARKDOWN")
+    args = p.parse_args()
+    if args.steps < 1:
+        raise MavliteError(f"--steps {args.steps}: must be 1 or more")
+    return args
 
 
 def table(header, rows):

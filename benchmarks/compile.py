@@ -6,7 +6,6 @@ Each stage takes a few real steps of its recipe through the trainer, from scratc
 `train.compile` and an empty cache, as on a machine that never compiled this network.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -16,11 +15,9 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from benchmarks.command import machine, run, table, write
-from mavlite.checkpoint import SHIPPED
-from mavlite.config import STAGE_NAMES, load_config
+from benchmarks.command import machine, recipe_arguments, run, table, write
+from mavlite.config import load_config
 from mavlite.device import keep_freed_memory, pick_device, pick_precision
-from mavlite.errors import MavliteError
 from mavlite.training import Trainer
 
 
@@ -47,15 +44,7 @@ def measure(config_file, stage, weights, steps):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--config", default="configs/cpu.yaml")
-    p.add_argument("--stages", nargs="+", choices=STAGE_NAMES, default=["decoder", "decoder_t"])
-    p.add_argument("--steps", type=int, default=10, help="timed, after two to warm up")
-    p.add_argument("--weights", default=SHIPPED, help="where C comes from")
-    p.add_argument("--out", metavar="MARKDOWN")
-    args = p.parse_args()
-    if args.steps < 1:
-        raise MavliteError(f"--steps {args.steps}: must be 1 or more")
+    args = recipe_arguments(__doc__, stages=["decoder", "decoder_t"], steps=10)
     keep_freed_memory()
     device = pick_device()
     rows = [measure(args.config, stage, args.weights, args.steps) for stage in tqdm(args.stages)]

@@ -7,7 +7,6 @@ products and convolutions in a whole step: the network forwards and backwards, C
 matrix products, the simulator's enlargements.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -16,10 +15,9 @@ from unittest.mock import patch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.command import machine, run, table, write
+from benchmarks.command import machine, recipe_arguments, run, table, write
 from benchmarks.cost import machine_rates
 from mavlite import objectives
-from mavlite.checkpoint import SHIPPED
 from mavlite.config import STAGE_NAMES, load_config
 from mavlite.device import keep_freed_memory, pick_device, pick_precision, synchronize
 from mavlite.errors import MavliteError
@@ -83,15 +81,7 @@ def row(config, measured, convolution):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--config", default="configs/cpu.yaml")
-    p.add_argument("--stages", nargs="+", choices=STAGE_NAMES, default=STAGE_NAMES)
-    p.add_argument("--steps", type=int, default=5, help="timed, after one to warm up")
-    p.add_argument("--weights", default=SHIPPED, help="where C comes from")
-    p.add_argument("--out", metavar="MARKDOWN")
-    args = p.parse_args()
-    if args.steps < 1:
-        raise MavliteError(f"--steps {args.steps}: must be 1 or more")
+    args = recipe_arguments(__doc__, stages=STAGE_NAMES, steps=5)
     keep_freed_memory()
     device = pick_device()
     product, convolution = machine_rates(device, pick_precision(device))

@@ -81,7 +81,8 @@ def compiling(asked):
     if not asked:
         yield
         return
-    from torch._dynamo.exc import TorchDynamoException       # seconds to import: for those who asked
+    # Seconds to import: for those who asked.
+    from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import CppCompileError
     try:
         yield
