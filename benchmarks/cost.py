@@ -143,8 +143,8 @@ def main():
     write(f"One video of {length} frames, {length / rate:.2f} s long, `python -m benchmarks.cost`, median of "
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
-          "network, of which a guided step takes two; P's frames are its candidates. Memory is what comes on "
-          f"top of the {min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
+          "network, of which a guided step takes two; P's frames are its candidates, D^t's those of all "
+          f"candidates. Memory is what comes on top of the {min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
           + table(header, rows), args.out)
 
 
