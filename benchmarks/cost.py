@@ -144,7 +144,8 @@ def main():
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
           "network, of which a guided step takes two; P's frames are its candidates, D^t's those of all "
-          f"candidates. Memory is what comes on top of the {min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
+          f"candidates. Memory is what comes on top of the {min(held) / 2**20:.0f} MiB held before by "
+          f"{holding} of all stages.\n\n"
           + table(header, rows), args.out)
 
 
