@@ -103,21 +103,25 @@ def draw_fps(u, use_uniform, progress, data: DataConfig):
     return low * (high / low) ** torch.where(use_uniform, u, u ** (1 / a))
 
 
+REGULAR = 0.5                                # share of windows that are given every skip-th frame
+
+
 def known_frames(u, skip, num_frames):
     """Which frames a training window of the interpolation network is given: bool (b, f).
 
-    u: dict of uniform numbers (b,). 60 % every `skip`-th frame; 10 % each: only the start, only the end,
-    one frame, two frames. One network then interpolates, extrapolates both ways and animates one image.
+    u: dict of uniform numbers (b,). 50 % every `skip`-th frame; 10 % each: only the start, only the end, one
+    frame; 20 % any two frames, which `interpolate` gives and which leave the most to infer. One network then
+    interpolates, extrapolates both ways and animates one image.
     """
     i = torch.arange(num_frames, device=skip.device)
     kind, count = u["kind"][:, None], 1 + (u["count"] * (num_frames // 2)).long()[:, None]
     first = (u["first"] * num_frames).long()[:, None]
     second = (first + 1 + (u["second"] * (num_frames - 1)).long()[:, None]) % num_frames
     mask = i % skip[:, None] == 0
-    mask = torch.where(kind > 0.6, i < count, mask)
-    mask = torch.where(kind > 0.7, i >= num_frames - count, mask)
-    mask = torch.where(kind > 0.8, i == first, mask)
-    return torch.where(kind > 0.9, (i == first) | (i == second), mask)
+    mask = torch.where(kind > REGULAR, i < count, mask)
+    mask = torch.where(kind > 0.6, i >= num_frames - count, mask)
+    mask = torch.where(kind > 0.7, i == first, mask)
+    return torch.where(kind > 0.8, (i == first) | (i == second), mask)
 
 
 def degrade(low, blur, noise_level, noise):
@@ -280,7 +284,7 @@ class InterpolationObjective(Objective):
              enumerate(("fps", "uniform", "skip", "kind", "count", "first", "second"))}
         fps = draw_fps(u["fps"], u["uniform"] < self.data.fps_uniform, 1.0, self.data)
         skip = 2 + (u["skip"] * (self.data.max_frame_skip - 1)).long()
-        skip = torch.where(u["kind"] > 0.6, 1, skip)         # extrapolation works on the key-frame grid
+        skip = torch.where(u["kind"] > REGULAR, 1, skip)         # extrapolation works on the key-frame grid
         frames, _ = self.clips.clips(batch.indices, fps * skip, self.data.num_frames, self.size)
         known = known_frames(u, skip, self.data.num_frames)
         known = rearrange(known, "b f -> b 1 f 1 1").to(self.dtype)

@@ -180,14 +180,14 @@ def masks(count=20000, skip=5, **fixed):
 
 
 @pytest.mark.parametrize("skip", [2, 5, 6])
-def test_six_in_ten_windows_know_every_skipth_frame(skip):
+def test_half_the_windows_know_every_skipth_frame(skip):
     regular = torch.arange(16) % skip == 0
     assert (masks(100, skip, kind=0.3) == regular).all()
-    assert (masks(skip=skip) == regular).all(dim=1).float().mean().item() == pytest.approx(0.6, abs=0.02)
+    assert (masks(skip=skip) == regular).all(dim=1).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_other_windows_know_a_start_an_end_one_frame_or_two():
-    start, end, one, two = (masks(2000, kind=kind) for kind in (0.65, 0.75, 0.85, 0.95))
+    start, end, one, two = (masks(2000, kind=kind) for kind in (0.55, 0.65, 0.75, 0.9))
     for runs in (start, end.flip(1)):
         lengths = runs.sum(dim=1)
         assert torch.equal(runs, torch.arange(16) < lengths[:, None])
