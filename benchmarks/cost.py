@@ -7,6 +7,7 @@ medians of whole videos; each stage's peak of memory is that of a process in whi
 """
 
 import argparse
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from benchmarks.command import machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
 from mavlite import cascade, pipeline
+from mavlite.candidates import closest_candidates, half_way
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
@@ -48,12 +50,16 @@ def video_length(data):
     return (data.num_frames - 1) * data.frame_skip + 1
 
 
-def frames_each(stage, data):
-    """How many frames (of P: candidates) one evaluation is of, for one video with the default settings."""
+def frames_each(stage, data, steps):
+    """How many frames (of P: candidates) one evaluation is of, for one video with the default settings.
+
+    Of D^t, of which all candidates walk half way and one goes on, the mean over the walk.
+    """
     if stage == "prior":
         return CANDIDATES
     if stage == "decoder_t":
-        return data.num_frames * pipeline.CANDIDATES
+        half = half_way(steps)
+        return data.num_frames * (half * pipeline.CANDIDATES + steps - half) / steps
     if stage == "interpolation":                             # windows share their end frames
         gaps = (data.num_frames - 1) // data.frame_skip
         return len(cascade.window_starts(data.num_frames, gaps + 1)) * (gaps * data.frame_skip + 1)
@@ -77,7 +83,8 @@ def run_stage(pipe, stage):
             text = [x.float() for x in clip.text([PROMPT])]
             return text if stage == "clip" else cascade.run_prior(network, config, noise, *text)
         if stage == "decoder_t":
-            return cascade.run_decoder_t(network, config, noise, y_e, data.fps)
+            choose = partial(closest_candidates, clip, image_embeds=y_e[:1])
+            return cascade.run_decoder_t(network, config, noise, y_e, data.fps, choose=choose)
         if stage == "interpolation":
             return cascade.run_interpolation(network, config, noise, video(0, data.num_frames), y_e, data.fps,
                                              data.frame_skip)
@@ -129,10 +136,11 @@ def main():
         if stage in pipe.configs:                            # C reads one prompt, once
             # The FLOP counter wants real tensors on the CPU.
             flops = flops_per_frame(stage, pipe.networks[stage].cpu(), pipe.configs[stage])
-            frames, count = frames_each(stage, pipe.data), evaluations(pipe.configs[stage].sample)
+            sample = pipe.configs[stage].sample
+            frames, count = frames_each(stage, pipe.data, sample.steps), evaluations(sample)
             gflop = flops * frames / 1e9
             total += gflop * count
-            arithmetic = gflop * count, (frames, f"{gflop:.3g}", count)
+            arithmetic = gflop * count, (f"{frames:g}", f"{gflop:.3g}", count)
         rows.append(row(f"`{stage}`", spent, whole, added, convolution, *arithmetic))
     _, added = in_own_process(memory, args.weights, WHOLE)
     rows.append(row(WHOLE, whole, whole, added, convolution, total))
@@ -143,9 +151,9 @@ def main():
     write(f"One video of {length} frames, {length / rate:.2f} s long, `python -m benchmarks.cost`, median of "
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
-          "network, of which a guided step takes two; P's frames are its candidates, D^t's those of all "
-          f"candidates. Memory is what comes on top of the {min(held) / 2**20:.0f} MiB held before by "
-          f"{holding} of all stages.\n\n"
+          "network, of which a guided step takes two; P's frames are its candidates, D^t's the mean over its "
+          f"walk, the first half with {pipeline.CANDIDATES} candidates. Memory is what comes on top of the "
+          f"{min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
           + table(header, rows), args.out)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 
-from mavlite.device import full_precision
+from mavlite.candidates import ChosenHalfWay, half_way
 from mavlite.diffusion import Diffusion
 from mavlite.layers import PseudoConv3d
 from mavlite.objectives import upsample
@@ -41,21 +41,29 @@ class Noise:
         return torch.cat(drawn).to(self.device)
 
 
-def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0):
+def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0,
+        choose=None):
     """Sample one stage. draw_noise() gives noise of the whole batch.
 
     settings: a SampleConfig, else the stage's own. start: data to begin from instead of pure noise, noised
-    to the time `strength` in (0, 1].
+    to the time `strength` in (0, 1]. choose: x_0 (b n, ...) of all candidates -> the rows (b,) that go on
+    from half way, and are returned.
     """
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
-    denoise = make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
-                            learned_variance=d.loss == "hybrid")
+
+    def build(conditions):
+        return make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
+                             learned_variance=d.loss == "hybrid")
+
+    denoise = (build(conditions) if choose is None
+               else ChosenHalfWay(build, conditions, choose, half=half_way(settings.steps)))
     x = draw_noise()
     if start is not None:
         x = diffusion.add_noise(start, x, torch.full((len(x),), float(strength), device=x.device))
-    return sample(denoise, x, diffusion, sampler=settings.sampler, num_inference_steps=settings.steps,
+    made = sample(denoise, x, diffusion, sampler=settings.sampler, num_inference_steps=settings.steps,
                   draw_noise=draw_noise, start_time=strength)
+    return made if choose is None else made[denoise.rows]
 
 
 def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, candidates=2):
@@ -73,40 +81,25 @@ def run_prior(network, config, noise, tokens, text_embeds, *, settings=None, can
     return closest(embeds, text_embeds)
 
 
-def run_decoder(network, config, noise, image_embeds, *, settings=None):
-    """D: image embeddings (b, d) -> frames (b, c, h, w)."""
+def run_decoder(network, config, noise, image_embeds, *, settings=None, choose=None):
+    """D: image embeddings (b, d) -> frames (b, c, h, w). choose: see `run`."""
     size, channels = config.data.sizes[0], config.data.channels
     conditions = {"image_embeds": image_embeds}
-    return run(network, config, lambda: noise(channels, size, size), conditions, settings=settings)
+    return run(network, config, lambda: noise(channels, size, size), conditions, settings=settings,
+               choose=choose)
 
 
-def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, start=None, strength=1.0):
+def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, start=None, strength=1.0,
+                  choose=None):
     """D^t: image embeddings (b, d) and a key-frame rate -> key frames (b, c, f, h, w).
 
     start, strength: key frames to begin from and how far they are noised, for variations of a given clip.
+    choose: see `run`; the embeddings are then each video's own, as often as it has candidates.
     """
     size, channels, f = config.data.sizes[0], config.data.channels, config.data.num_frames
     conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
     return run(in_batches(network), config, lambda: noise(channels, f, size, size), conditions,
-               settings=settings, start=start, strength=strength)
-
-
-def closest_clips(clip, candidates, image_embeds):
-    """Of n candidate clips of each video the one that C finds closest to an embedding.
-
-    candidates (b n) c f h w in [-1, 1], a video's side by side; image_embeds (b, d); returns b c f h w. A
-    clip's closeness is the mean over its frames of cosine(C_y(frame), image_embeds).
-
-    DALL-E ranks its samples by CLIP so (Ramesh et al. 2021, arXiv 2102.12092, 2.6). Make-A-Video says nothing
-    of it; docs/report.md has prompt accuracy with one draw and with a choice.
-    """
-    b, f = len(image_embeds), candidates.shape[2]
-    folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)
-    with full_precision(candidates.device):                  # the choice must not hang on a rounding
-        embeds = rearrange(clip.image_embeds(folded.float()), "(b n f) d -> b n f d", b=b, f=f)
-    closeness = F.cosine_similarity(embeds, image_embeds[:, None, None].float(), dim=-1).mean(dim=2)     # b n
-    best = closeness.argmax(dim=1)
-    return rearrange(candidates, "(b n) ... -> b n ...", b=b)[torch.arange(b, device=best.device), best]
+               settings=settings, start=start, strength=strength, choose=choose)
 
 
 def window_starts(num_keys, keys_per_window):
@@ -115,10 +108,12 @@ def window_starts(num_keys, keys_per_window):
     return sorted({min(start, last) for start in range(0, max(last, 0) + step, step)})
 
 
-def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, *, settings=None):
+def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, *, settings=None,
+                choose=None):
     """upF on windows: the unknown frames of (b, n, c, f, h, w), n windows a video; the known ones are copied.
 
     known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames, skip: the condition.
+    choose: see `run`; the b are then candidates with one window each, and the chosen are returned.
     """
     b, n, c, f, h, w = frames.shape
     known = known.to(frames.dtype).view(1, 1, 1, f, 1, 1)
@@ -131,8 +126,13 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
     def draw_noise():
         return rearrange(noise(n, c, f, h, w), "b n ... -> (b n) ...")
 
-    filled = run(in_batches(network), config, draw_noise, conditions, settings=settings)
-    return rearrange(torch.where(known[0].bool(), masked, filled), "(b n) c f h w -> b n c f h w", b=b)
+    def fill(x):
+        return torch.where(known[0].bool(), masked, x)       # (b n) c f h w
+
+    filled = run(in_batches(network), config, draw_noise, conditions, settings=settings,
+                 choose=choose and (lambda x_0: choose(fill(x_0))))
+    masked = masked[::len(masked) // len(filled)]            # a video's candidates share their known frames
+    return rearrange(fill(filled), "(b n) c f h w -> b n c f h w", n=n)
 
 
 def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None, choose=None):
@@ -140,7 +140,7 @@ def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, se
 
     Window by window: the last half of a window's length is known, the other half made; y_e stays the same.
     One network evaluation thus moves on by seconds, where small steps at the full rate would drift.
-    choose: (candidates (b n) c f h w, embeddings) -> b c f h w, for every window, where noise is for n each.
+    choose: see `run`, for every window anew, where noise is for n each.
     """
     length, n = config.data.num_frames, noise.each
     while keys.shape[2] < num_keys:
@@ -148,9 +148,9 @@ def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, se
         frames = F.pad(keys[:, None, :, -given:], (0, 0, 0, 0, 0, length - given))   # b 1 c f h w
         known = torch.arange(length, device=keys.device) < given
         filled = fill_frames(network, config, noise, frames.repeat_interleave(n, dim=0), known,
-                             image_embeds.repeat_interleave(n, dim=0), fps, 1, settings=settings)
-        made = filled[:, 0, :, given:]                                               # (b n) c f' h w
-        keys = torch.cat([keys, made if choose is None else choose(made, image_embeds)], dim=2)
+                             image_embeds.repeat_interleave(n, dim=0), fps, 1, settings=settings,
+                             choose=choose)
+        keys = torch.cat([keys, filled[:, 0, :, given:]], dim=2)
     return keys[:, :, :num_keys]
 
 

@@ -4,12 +4,14 @@
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import torch
 from einops import rearrange
 
 from mavlite import cascade
+from mavlite.candidates import closest_candidates
 from mavlite.checkpoint import SHIPPED, refuse_code
 from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
@@ -19,7 +21,7 @@ from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
-CANDIDATES, MOST_CANDIDATES = 3, 64          # of which C chooses a video's key frames
+CANDIDATES, MOST_CANDIDATES = 4, 64          # of which C chooses a video's key frames
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation")  # have an embedding or a prompt to be guided by
 
 
@@ -76,9 +78,9 @@ class MakeAVideo:
                 image embedding or a prompt), or a dict stage -> value.
                 Those of decoder_t hold for all key frames, also where upF makes them by extrapolation.
             seed, index: video i of the batch draws from (seed, index + i).
-            candidates: how often the key frames (or the one frame) of a video are drawn; C keeps what is
-                closest to the embedding. 3 by default; 1 draws once, in less time. Frames between two given
-                ones are drawn once.
+            candidates: how often the key frames (or the one frame) of a video are drawn; half way C keeps
+                what is closest to the embedding. 4 by default; 1 draws once, in less time. Frames between two
+                given ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
@@ -125,9 +127,9 @@ class MakeAVideo:
         """SR_h o SR_l o D: one frame (b, c, 1, h, w), the best of its candidates too."""
         n = run.candidates
         with run.clock("decoder"):
-            drawn = cascade.run_decoder(*run.stage("decoder", each=n), y_e.repeat_interleave(n, dim=0),
-                                        settings=run.settings["decoder"])
-            frame = run.kept["decoder"] = self._choose(drawn[:, :, None], y_e)[:, :, 0]
+            frame = run.kept["decoder"] = cascade.run_decoder(
+                *run.stage("decoder", each=n), y_e.repeat_interleave(n, dim=0),
+                settings=run.settings["decoder"], choose=self._choice(run, y_e))
         for stage in ("sr_l", "sr_h"):
             with run.clock(stage):
                 frame = run.kept[stage] = cascade.run_super_resolution(*run.stage(stage), frame,
@@ -139,16 +141,14 @@ class MakeAVideo:
         n = run.candidates
         start = None if start is None else start.repeat_interleave(n, dim=0)
         with run.clock("decoder_t"):
-            keys = cascade.run_decoder_t(*run.stage("decoder_t", each=n), y_e.repeat_interleave(n, dim=0),
+            return cascade.run_decoder_t(*run.stage("decoder_t", each=n), y_e.repeat_interleave(n, dim=0),
                                          run.fps, settings=run.settings["decoder_t"], start=start,
-                                         strength=strength)
-            return self._choose(keys, y_e)
+                                         strength=strength, choose=self._choice(run, y_e))
 
-    def _choose(self, candidates, y_e):
-        """Of each video's candidate clips (b n) c f h w the one closest to its embedding, b c f h w."""
-        if len(candidates) == len(y_e):
-            return candidates
-        return cascade.closest_clips(self.networks["clip"], candidates, y_e)
+    def _choice(self, run, y_e):
+        """How C chooses among a video's candidates, or None where there is but one of each."""
+        choose = functools.partial(closest_candidates, self.networks["clip"], image_embeds=y_e)
+        return choose if run.candidates > 1 else None
 
     def _extend(self, run, keys, num_keys, y_e):
         """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation.
@@ -158,7 +158,8 @@ class MakeAVideo:
         """
         with run.clock("interpolation"):
             return cascade.extend_keys(*run.stage("interpolation", "extend", run.candidates), keys, num_keys,
-                                       y_e, run.fps, settings=run.settings["decoder_t"], choose=self._choose)
+                                       y_e, run.fps, settings=run.settings["decoder_t"],
+                                       choose=self._choice(run, y_e))
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
         """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
@@ -198,9 +199,9 @@ class MakeAVideo:
                 given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read where known only
                 filled = cascade.fill_frames(
                     *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
-                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["decoder_t"])
-                keys = self._choose(filled[:, 0], y_e)
-            frames = self._finish(run, keys, y_e, skip)
+                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["decoder_t"],
+                    choose=self._choice(run, y_e))
+            frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)
 

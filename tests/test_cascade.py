@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mavlite.candidates import closest_candidates
 from mavlite.cascade import (
     Noise,
-    closest_clips,
     extend_keys,
+    run_decoder,
     run_decoder_t,
     run_interpolation,
     run_prior,
@@ -17,6 +18,7 @@ from mavlite.cascade import (
     window_starts,
 )
 from mavlite.config import SampleConfig, load_config
+from mavlite.sampling import SAMPLERS
 from mavlite.stages import build_network
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
@@ -164,23 +166,54 @@ def test_the_clip_whose_frames_are_closest_on_average_is_chosen():
                       [0.5] * 4, [0.8] * 4, [1.0] * 4)                               # video 1's
     wanted = torch.tensor([0.5, 0.95])
     wanted = 7 * torch.stack([wanted.cos(), wanted.sin()], dim=1)                    # length says nothing
-    assert torch.equal(closest_clips(Brightness(), candidates, wanted), candidates[[1, 5]])
+    assert closest_candidates(Brightness(), candidates, wanted).tolist() == [1, 5]
+    assert closest_candidates(Brightness(), candidates[:, :, 0], wanted).tolist() == [0, 5]  # one frame
 
 
-def test_of_a_longer_video_every_window_is_chosen():
-    config, chosen = interpolation_config(8), []
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("loss", ["simple", "hybrid"])
+def test_the_chosen_comes_out_as_if_it_had_walked_alone(sampler, loss):
+    """Of 2 x 3 candidates rows 1 and 5 are chosen, after 3 of 5 steps; the network then works on 2 rows."""
+    config = load_config(SMOKE, "decoder", overrides=[f"diffusion.loss={loss}"])
+    sizes, asked, embeds = [], [], random(6, 5)
+
+    def network(x, t, *, drop, image_embeds):
+        sizes.append(len(x))
+        made = 0.5 * x + image_embeds.mean(dim=1)[:, None, None, None] - t[:, None, None, None]
+        return made if loss == "simple" else torch.cat([made, 0.1 * x], dim=1)
+
+    def choose(x_0):
+        asked.append(x_0)
+        return torch.tensor([1, 5])
+
+    def drawn(choose=None):
+        return run_decoder(network, config, Noise(0, range(2), "any", CPU, 3), embeds, choose=choose,
+                           settings=SampleConfig(sampler=sampler, steps=5))
+    complete = drawn()
+    sizes.clear()
+    assert torch.allclose(drawn(choose), complete[[1, 5]], atol=1e-6)
+    assert sizes == [6, 6, 6, 2, 2] and len(asked) == 1
+    assert asked[0].shape == complete.shape and asked[0].abs().max() <= 1
+
+
+def test_every_window_of_a_longer_video_is_chosen():
+    config, asked = interpolation_config(8), []
 
     def stub(x, t, *, drop, concat, image_embeds, fps, frame_skip):
-        return torch.zeros_like(x)
+        return 0.3 * x
 
-    def choose(candidates, embeds):
-        assert candidates.shape == (6, 1, 4, 4, 4) and embeds.shape == (2, 5)
-        chosen.append(candidates[[1, 5]])
-        return chosen[-1]
-    keys = random(2, 1, 8, 4, 4)
-    longer = extend_keys(stub, config, Noise(0, range(2), "any", CPU, 3), keys, 15, random(2, 5), 6.0,
-                         settings=SampleConfig(steps=2), choose=choose)
-    assert len(chosen) == 2 and torch.equal(longer, torch.cat([keys, *chosen], dim=2)[:, :, :15])
+    def choose(x_0):
+        asked.append(x_0)
+        return torch.tensor([1, 5])
+    keys = random(2, 1, 8, 4, 4).clamp(-1, 1)
+    one, many = (extend_keys(stub, config, Noise(0, range(2), "any", CPU, each), keys, 15, random(2, 5), 6.0,
+                             settings=SampleConfig(steps=2), choose=choose if each == 3 else None)
+                 for each in (1, 3))
+    assert len(asked) == 2 and all(x_0.shape == (6, 1, 8, 4, 4) for x_0 in asked)
+    assert torch.equal(asked[0][:, :, :4], keys[:, :, 4:].repeat_interleave(3, dim=0))       # not the guess
+    assert torch.equal(asked[1][:, :, :4], many[:, :, 8:12].repeat_interleave(3, dim=0))
+    assert many.shape == one.shape and torch.equal(many[:, :, :8], keys)
+    assert not torch.equal(many[0, :, 8:], one[0, :, 8:])
 
 
 # --- super-resolution --------------------------------------------------------------------------------------

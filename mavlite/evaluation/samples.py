@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from mavlite import cascade
+from mavlite.candidates import closest_candidates
 from mavlite.device import autocast
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import LabelledClips
@@ -99,9 +101,9 @@ def decode(pipe, stage, embeds, *, fps=None, seed=1, batch=32, candidates=1):
                 frames = cascade.run_decoder(network, config, noise, y_e)[:, :, None]
             else:
                 several = y_e.repeat_interleave(candidates, dim=0)
-                frames = cascade.run_decoder_t(network, config, noise, several, fps or pipe.data.fps)
-                if candidates > 1:
-                    frames = cascade.closest_clips(pipe.networks["clip"], frames, y_e)
+                choose = partial(closest_candidates, pipe.networks["clip"], image_embeds=y_e)
+                frames = cascade.run_decoder_t(network, config, noise, several, fps or pipe.data.fps,
+                                               choose=choose if candidates > 1 else None)
             parts.append(to_unit(frames).float().cpu())
     return torch.cat(parts)
 
