@@ -25,7 +25,7 @@ LEVELS = [
     {"evaluation.judge"},
     {"prior", "unet", "clip"},
     {"distillation"},
-    {"sampling", "losses"},
+    {"sampling", "losses", "candidates"},
     {"layers", "diffusion", "optim"},
     {"moving_mnist"},
     {"digits", "prompts"},
