@@ -85,6 +85,9 @@ def parser():
     p.add_argument("--weights", help="folder of weights (default: those in the package)")
     p.add_argument("--quick", action="store_true", help="few clips: minutes on two cores, wide intervals")
     p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 33)")
+    p.add_argument("--applied", type=int,
+                   help="how many real clips to animate and vary; a quarter is extended (default 256, "
+                        "with --quick 3)")
     p.add_argument("--record", action="store_true",
                    help="write each stage's scores into its config.json, for `mavlite info`")
     p.add_argument("--seed", type=int, default=0)
@@ -171,8 +174,8 @@ def reproduce(args):
 
 def evaluate(args):
     from mavlite.evaluation.report import evaluate as write_report
-    write_report(args.out, weights=args.weights, quick=args.quick, videos=args.videos, seed=args.seed,
-                 device=args.device, record_in_weights=args.record)
+    write_report(args.out, weights=args.weights, quick=args.quick, videos=args.videos,
+                 applied=args.applied, seed=args.seed, device=args.device, record_in_weights=args.record)
 
 
 def info(args):

@@ -10,6 +10,7 @@ import torch
 from mavlite.checkpoint import read_record
 from mavlite.cli import main
 from mavlite.digits import Digits, load_digits
+from mavlite.evaluation import report as reporting
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval
 from mavlite.evaluation.judge import pair_logits, pooled
 from mavlite.evaluation.report import Evaluation, Sizes, print_table
@@ -180,8 +181,25 @@ def test_evaluate_writes_a_report_with_plots(smoke_weights, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("arguments, said", [
     (["--out", "report.txt"], "report.txt"), (["--out", "report.json", "--videos", "1"], "2 videos"),
+    (["--out", "report.json", "--applied", "0"], "applications"),
     (["--out", "report.json", "--weights", "nowhere"], "nowhere")])
 def test_evaluate_refuses(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, sizes", [
+    ({}, (2048, 256, 256, 64)), ({"quick": True}, (33, 22, 3, 2)),
+    ({"quick": True, "videos": 2}, (2, 2, 2, 2)), ({"quick": True, "videos": 110}, (110, 22, 3, 2)),
+    ({"quick": True, "videos": 110, "applied": 12}, (110, 22, 12, 3))])
+def test_how_many_clips_are_looked_at(arguments, sizes, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def ask(weights, sizes, *others, **options):
+        raise Asked((sizes.videos, sizes.motion, sizes.applied, sizes.extended))
+    monkeypatch.setattr(reporting, "Evaluation", ask)
+    with pytest.raises(Asked) as asked:
+        reporting.evaluate(tmp_path / "report.json", **arguments)
+    assert asked.value.args[0] == sizes

@@ -361,16 +361,23 @@ def record(report, weights):
             record_scores(Path(weights) / stage, scores)
 
 
-def evaluate(out, *, weights=None, quick=False, videos=None, seed=0, device=None, record_in_weights=False):
+def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=0, device=None,
+             record_in_weights=False):
     """Write a report (JSON), its table as Markdown and plots beside it, print the table; returns the report.
 
-    record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
+    videos, applied: other numbers of videos to make, and of real clips to animate and vary, of which every
+    fourth is extended. record_in_weights: also write every stage's scores into its config.json, where
+    `mavlite info` reads them.
     """
     out, sizes = Path(out), QUICK if quick else FULL
     if videos is not None:
         fewer = {name: min(videos, getattr(sizes, name))
                  for name in ("motion", "frames", "applied", "extended")}
         sizes = replace(sizes, videos=videos, **fewer)
+    if applied is not None:
+        sizes = replace(sizes, applied=applied, extended=max(1, applied // 4))
+    if sizes.applied < 1:
+        raise MavliteError(f"{sizes.applied} clips for the applications; they need 1 or more")
     if sizes.videos < 2:
         raise MavliteError("a distance between sets of clips needs 2 videos or more")
     if out.suffix != ".json":
