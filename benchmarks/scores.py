@@ -15,7 +15,7 @@ SHOWN = [                                    # (section, score, unit)
     ("prompt accuracy", "true embedding, D, one frame", "clips"),
     ("prompt accuracy", "true embedding, D^t drawn once", "clips"),
     ("prompt accuracy", "prompt, P, D^t drawn once", "clips"),
-    ("prompt accuracy", "prompt, P, D^t, C's choice of 3", "clips"),
+    ("prompt accuracy", "prompt, P, D^t, C's choice of 4", "clips"),
     ("prompt accuracy", "... SR_h: the whole cascade", "clips"),
     ("motion", "identity switches at 6 fps", "clips"),
     ("motion", "speed error at 6 fps", "share"),
