@@ -365,9 +365,8 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
              record_in_weights=False):
     """Write a report (JSON), its table as Markdown and plots beside it, print the table; returns the report.
 
-    videos, applied: other numbers of videos to make, and of real clips to animate and vary, of which every
-    fourth is extended. record_in_weights: also write every stage's scores into its config.json, where
-    `mavlite info` reads them.
+    videos, applied: how many to make; how many real clips to animate and vary, a quarter of them to extend.
+    record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
     """
     out, sizes = Path(out), QUICK if quick else FULL
     if videos is not None:
