@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from mavlite.evaluation.report import markdown
+from mavlite.pipeline import CANDIDATES
 
 BEGIN, END = "<!-- scores: begin -->\n", "<!-- scores: end -->"
 SHOWN = [                                    # (section, score, unit)
@@ -15,7 +16,7 @@ SHOWN = [                                    # (section, score, unit)
     ("prompt accuracy", "true embedding, D, one frame", "clips"),
     ("prompt accuracy", "true embedding, D^t drawn once", "clips"),
     ("prompt accuracy", "prompt, P, D^t drawn once", "clips"),
-    ("prompt accuracy", "prompt, P, D^t, C's choice of 4", "clips"),
+    ("prompt accuracy", f"prompt, P, D^t, C's choice of {CANDIDATES}", "clips"),
     ("prompt accuracy", "... SR_h: the whole cascade", "clips"),
     ("motion", "identity switches at 6 fps", "clips"),
     ("motion", "speed error at 6 fps", "share"),

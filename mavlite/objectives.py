@@ -284,7 +284,7 @@ class InterpolationObjective(Objective):
              enumerate(("fps", "uniform", "skip", "kind", "count", "first", "second"))}
         fps = draw_fps(u["fps"], u["uniform"] < self.data.fps_uniform, 1.0, self.data)
         skip = 2 + (u["skip"] * (self.data.max_frame_skip - 1)).long()
-        skip = torch.where(u["kind"] > REGULAR, 1, skip)         # extrapolation works on the key-frame grid
+        skip = torch.where(u["kind"] > REGULAR, 1, skip)     # extrapolation works on the key-frame grid
         frames, _ = self.clips.clips(batch.indices, fps * skip, self.data.num_frames, self.size)
         known = known_frames(u, skip, self.data.num_frames)
         known = rearrange(known, "b f -> b 1 f 1 1").to(self.dtype)
