@@ -50,10 +50,9 @@ class UNet(nn.Module):
         def blocks(width):
             return nn.ModuleList(ResBlock(width, emb, over_frames) for _ in range(config.blocks))
 
-        def attention(level):
-            if level not in config.attention:
-                return None
-            return PseudoAttention3d(c[level], config.head_dim, attend_frames)
+        def attention(level, count=1):
+            return nn.ModuleList(PseudoAttention3d(c[level], config.head_dim, attend_frames)
+                                 for _ in range(count if level in config.attention else 0))
 
         self.time_embedding = ScalarEmbedding(emb)
         self.scalar_embeddings = nn.ModuleDict(
@@ -77,8 +76,12 @@ class UNet(nn.Module):
             self.down.append(blocks(c[level]))
             self.down_attention.append(attention(level))
             self.downsample.append(conv(c[level], c[level + 1], stride=2))
-        self.middle, self.middle_attention = blocks(c[-1]), attention(len(c) - 1)
+        # After each block where the frame is smallest: there attention costs least, and what is where in
+        # which frame has to be agreed on in several rounds.
+        self.middle = blocks(c[-1])
+        self.middle_attention = attention(len(c) - 1, count=config.blocks)
         self.middle_out = blocks(c[-1])
+        self.middle_out_attention = attention(len(c) - 1, count=config.blocks)
         self.upsample, self.merge = nn.ModuleList(), nn.ModuleList()
         self.up, self.up_attention = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(c) - 1)):
@@ -136,7 +139,7 @@ class UNet(nn.Module):
             skips.append(x)
             x = downsample(x)
         x = self._level(x, emb, context, self.middle, self.middle_attention)
-        x = self._level(x, emb, context, self.middle_out, None)
+        x = self._level(x, emb, context, self.middle_out, self.middle_out_attention)
         for upsample, merge, blocks, attention in zip(self.upsample, self.merge, self.up, self.up_attention):
             x = merge(torch.cat([upsample(x), skips.pop()], dim=1))
             x = self._level(x, emb, context, blocks, attention)
@@ -155,9 +158,12 @@ class UNet(nn.Module):
         return direct + torch.einsum("b o i, b i ... -> b o ...", gains, concat.to(x.dtype))
 
     def _level(self, x, emb, context, blocks, attention):
-        for block in blocks:
+        first = len(blocks) - len(attention)                 # of two blocks, none, the last or both attend
+        for i, block in enumerate(blocks):
             x = block(x, emb)
-        return x if attention is None else attention(x, context.get(x.shape[1]))
+            if i >= first:
+                x = attention[i - first](x, context.get(x.shape[1]))
+        return x
 
     def _to_patches(self, x):
         """Space to depth, channels last: b c f (h p) (w p) -> b (c p p) f h w."""
