@@ -11,16 +11,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.command import machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
 from mavlite import cascade, pipeline
-from mavlite.candidates import closest_candidates, half_way
+from mavlite.candidates import closest_candidates
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
-from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
+from mavlite.sampling import time_steps
 from mavlite.stages import STAGES
 
 CANDIDATES = 2                               # of the prior
@@ -41,29 +42,18 @@ def machine_rates(device, precision):
 
 
 def evaluations(sample):
-    """Network evaluations of one sample under a SampleConfig: guidance doubles them."""
-    return sample.steps * (1 if sample.guidance_scale == 1 else 2)
+    """Network evaluations of one sample under a SampleConfig: a guided step takes two.
+
+    They stand in one doubled batch, but for D^t, whose second one is of D (`cascade.single_frames`).
+    """
+    times = time_steps(sample.steps)[:-1]
+    guided = sample.guidance_scale != 1 and int((times >= sample.guidance_until).sum())
+    return sample.steps + guided
 
 
 def video_length(data):
     """Frames of a finished video by default."""
     return (data.num_frames - 1) * data.frame_skip + 1
-
-
-def frames_each(stage, data, steps):
-    """How many frames (of P: candidates) one evaluation is of, for one video with the default settings.
-
-    Of D^t, of which all candidates walk half way and one goes on, the mean over the walk.
-    """
-    if stage == "prior":
-        return CANDIDATES
-    if stage == "decoder_t":
-        half = half_way(steps)
-        return data.num_frames * (half * pipeline.CANDIDATES + steps - half) / steps
-    if stage == "interpolation":                             # windows share their end frames
-        gaps = (data.num_frames - 1) // data.frame_skip
-        return len(cascade.window_starts(data.num_frames, gaps + 1)) * (gaps * data.frame_skip + 1)
-    return video_length(data)
 
 
 @torch.no_grad()
@@ -84,13 +74,21 @@ def run_stage(pipe, stage):
             return text if stage == "clip" else cascade.run_prior(network, config, noise, *text)
         if stage == "decoder_t":
             choose = partial(closest_candidates, clip, image_embeds=y_e[:1])
-            return cascade.run_decoder_t(network, config, noise, y_e, data.fps, choose=choose)
+            return cascade.run_decoder_t(network, config, noise, y_e, data.fps, choose=choose,
+                                         away_from=pipe.single_frames)
         if stage == "interpolation":
             return cascade.run_interpolation(network, config, noise, video(0, data.num_frames), y_e, data.fps,
                                              data.frame_skip)
         return cascade.run_super_resolution(network, config, noise,
                                             video(STAGES[stage].size[1], video_length(data)),
                                             shared_noise=stage == "sr_h")
+
+
+def arithmetic(pipe, stage):
+    """GFLOP of a stage in one video, all evaluations of all candidates, counted while it runs."""
+    with FlopCounterMode(display=False) as counter:
+        run_stage(pipe, stage)
+    return counter.get_total_flops() / 1e9
 
 
 def memory(weights, stage):
@@ -104,13 +102,15 @@ def memory(weights, stage):
     return before, peak_memory(pipe.device) - before
 
 
-def row(stage, seconds, whole, added, convolution, gflop=None, each=("", "", "")):
+def row(stage, seconds, whole, added, convolution, gflop=None, count=None):
     """A line of the table.
 
     seconds: of this stage. whole: of the whole call. added: bytes of memory. convolution: the machine's
-    GFLOP/s. gflop: of this stage, None if not counted. each: frames and GFLOP of an evaluation, evaluations.
+    GFLOP/s. gflop: of this stage in a video. count: its evaluations, None for all stages together.
     """
-    rates = ["", "", ""]
+    each, rates = ["", ""], ["", "", ""]
+    if count is not None:
+        each = [f"{gflop / count:.3g}", count]
     if gflop is not None:
         rates = [f"{gflop:.1f}", f"{gflop / seconds:.0f}", f"{gflop / seconds / convolution:.0%}"]
     return [stage, *each, rates[0], f"{seconds:.3f}", f"{seconds / whole:.1%}", *rates[1:],
@@ -132,27 +132,24 @@ def main():
     for stage, spent in seconds.items():
         before, added = in_own_process(memory, args.weights, stage)
         held.append(before)
-        arithmetic = ()
         if stage in pipe.configs:                            # C reads one prompt, once
-            # The FLOP counter wants real tensors on the CPU.
-            flops = flops_per_frame(stage, pipe.networks[stage].cpu(), pipe.configs[stage])
-            sample = pipe.configs[stage].sample
-            frames, count = frames_each(stage, pipe.data, sample.steps), evaluations(sample)
-            gflop = flops * frames / 1e9
-            total += gflop * count
-            arithmetic = gflop * count, (f"{frames:g}", f"{gflop:.3g}", count)
-        rows.append(row(f"`{stage}`", spent, whole, added, convolution, *arithmetic))
+            gflop, count = arithmetic(pipe, stage), evaluations(pipe.configs[stage].sample)
+            total += gflop
+            rows.append(row(f"`{stage}`", spent, whole, added, convolution, gflop, count))
+        else:
+            rows.append(row(f"`{stage}`", spent, whole, added, convolution))
     _, added = in_own_process(memory, args.weights, WHOLE)
     rows.append(row(WHOLE, whole, whole, added, convolution, total))
     length, rate = video_length(pipe.data), pipe.data.fps * pipe.data.frame_skip
-    header = ["stage", "frames each", "GFLOP each", "evaluations", "GFLOP", "seconds", "share", "GFLOP/s",
+    header = ["stage", "GFLOP each", "evaluations", "GFLOP", "seconds", "share", "GFLOP/s",
               "of the convolution rate", "peak memory, MiB"]
     holding = "the weights" if pipe.device.type == "cuda" else "PyTorch and the weights"
     write(f"One video of {length} frames, {length / rate:.2f} s long, `python -m benchmarks.cost`, median of "
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
-          "network, of which a guided step takes two; P's frames are its candidates, D^t's the mean over its "
-          f"walk, the first half with {pipeline.CANDIDATES} candidates. Memory is what comes on top of the "
+          "network, of which a guided step takes two (of D^t, one of it and one of D), the mean over the walk: "
+          f"P's are of {CANDIDATES} candidates, D^t's of {pipeline.CANDIDATES} half way and of one from there on. "
+          "Memory is what comes on top of the "
           f"{min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
           + table(header, rows), args.out)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from mavlite.errors import MavliteError
 from mavlite.stages import CASCADE
 
-# score: higher is better. seconds: of one clip, by one step (with guidance: one doubled evaluation).
+# evaluations: of networks, see `benchmarks.cost`. score: higher is better. seconds: of one clip, by one step.
 # shipped: 1 for the stage's default. weights: which ones, a short sum. n: clips.
 FIELDS = {"stage": str, "measure": str, "unit": str, "sampler": str, "guidance_scale": float, "steps": int,
-          "score": float, "n": int, "seconds": float, "shipped": int, "weights": str}
+          "evaluations": int, "score": float, "n": int, "seconds": float, "shipped": int, "weights": str}
 KEY = ("stage", "measure", "sampler", "guidance_scale", "steps")
 TOLERANCE = {"share": 0.01, "cosine": 0.01, "dB": 0.1}       # by unit: what the knee may give up
 
@@ -61,17 +61,12 @@ def curves(rows):
     return grouped
 
 
-def evaluations(row):
-    """Network evaluations of a sample: guidance takes two a step."""
-    return row["steps"] * (1 if row["guidance_scale"] == 1 else 2)
-
-
 def knee(rows):
     """(best, knee) of one stage's rows by one measure.
 
     The knee is the row of fewest evaluations whose score is within `TOLERANCE` of the best; of several, the
     better one. With guidance the same for all, that is the one of fewest steps.
     """
-    best = max(rows, key=lambda row: (row["score"], -evaluations(row)))
+    best = max(rows, key=lambda row: (row["score"], -row["evaluations"]))
     good = [row for row in rows if row["score"] >= best["score"] - TOLERANCE[row["unit"]] - 1e-9]
-    return best, min(good, key=lambda row: (evaluations(row), -row["score"]))
+    return best, min(good, key=lambda row: (row["evaluations"], -row["score"]))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks import cost
 from benchmarks.command import machine, run, table, write
-from benchmarks.curve import TOLERANCE, curves, evaluations, knee, merge, read_rows, write_rows
+from benchmarks.curve import TOLERANCE, curves, knee, merge, read_rows, write_rows
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, read_record
 from mavlite.device import autocast, synchronize
@@ -81,7 +81,8 @@ class Scores:
         if stage == "decoder":
             return self._run(stage, cascade.run_decoder, self.embeds, settings=how)[:, :, None]
         if stage == "decoder_t":
-            return self._run(stage, cascade.run_decoder_t, self.embeds, fps=fps, settings=how)
+            return self._run(stage, cascade.run_decoder_t, self.embeds, fps=fps, settings=how,
+                             away_from=self.pipe.single_frames)
         if stage == "interpolation":
             return self._run(stage, cascade.run_interpolation, keys, self.embeds, fps=fps, skip=self.skip,
                              settings=how)
@@ -136,8 +137,9 @@ def measure_stage(scores, stage, rows, weights, steps=STEPS):
         made = scores.sample(stage, how)                     # ends on the CPU: nothing is left to wait for
         seconds = (time.perf_counter() - started) / scores.count / how.steps
         yield [{"stage": stage, "measure": measure, "unit": unit, "sampler": how.sampler,
-                "guidance_scale": how.guidance_scale, "steps": how.steps, "score": value, "n": scores.count,
-                "seconds": seconds, "shipped": int(how == config.sample), "weights": weights}
+                "guidance_scale": how.guidance_scale, "steps": how.steps,
+                "evaluations": cost.evaluations(how), "score": value, "n": scores.count, "seconds": seconds,
+                "shipped": int(how == config.sample), "weights": weights}
                for measure, (unit, value) in scores.measure(stage, made).items()]
 
 
@@ -154,7 +156,7 @@ def knees(rows, note):
     def told(row):
         guided = "" if row["guidance_scale"] == 1 else f", guidance {row['guidance_scale']:g}"
         seconds = row["seconds"] * row["steps"]
-        return [f"{row['sampler']}, {row['steps']} steps{guided}", f"{row['score']:.3f}", evaluations(row),
+        return [f"{row['sampler']}, {row['steps']} steps{guided}", f"{row['score']:.3f}", row["evaluations"],
                 f"{seconds:.3f}"]
     lines = []
     for (stage, measure), points in curves(rows).items():
@@ -166,7 +168,7 @@ def knees(rows, note):
               "default", "score", "evaluations", "s a clip"]
     within = ", ".join(f"{value:g} ({unit})" for unit, value in TOLERANCE.items())
     return (f"Knee: fewest evaluations within {within} of the best, `python -m benchmarks.steps`; "
-            f"a guided step is two evaluations. Seconds are a clip's share of a batch of {BATCH}. {note}\n\n"
+            f"a guided step is two evaluations (of D^t: one of it and one of D). Seconds are a clip's share of a batch of {BATCH}. {note}\n\n"
             + table(header, lines))
 
 

@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 
 from mavlite.candidates import ChosenHalfWay, half_way
 from mavlite.diffusion import Diffusion
-from mavlite.layers import PseudoConv3d
+from mavlite.flat_memory import in_batches, over_frames
 from mavlite.objectives import upsample
 from mavlite.prior import closest, renormalise
 from mavlite.sampling import make_denoiser, sample
@@ -42,19 +42,20 @@ class Noise:
 
 
 def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0,
-        choose=None):
+        choose=None, away_from=None):
     """Sample one stage. draw_noise() gives noise of the whole batch.
 
     settings: a SampleConfig, else the stage's own. start: data to begin from instead of pure noise, noised
     to the time `strength` in (0, 1]. choose: x_0 (b n, ...) of all candidates -> the rows (b,) that go on
-    from half way, and are returned.
+    from half way, and are returned. away_from: what guidance leads away from, see `make_denoiser`.
     """
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
 
     def build(conditions):
         return make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
-                             learned_variance=d.loss == "hybrid")
+                             learned_variance=d.loss == "hybrid", away_from=away_from,
+                             guidance_until=settings.guidance_until)
 
     denoise = (build(conditions) if choose is None
                else ChosenHalfWay(build, conditions, choose, half=half_way(settings.steps)))
@@ -90,16 +91,17 @@ def run_decoder(network, config, noise, image_embeds, *, settings=None, choose=N
 
 
 def run_decoder_t(network, config, noise, image_embeds, fps, *, settings=None, start=None, strength=1.0,
-                  choose=None):
+                  choose=None, away_from=None):
     """D^t: image embeddings (b, d) and a key-frame rate -> key frames (b, c, f, h, w).
 
     start, strength: key frames to begin from and how far they are noised, for variations of a given clip.
-    choose: see `run`; the embeddings are then each video's own, as often as it has candidates.
+    choose: see `run`; the embeddings are then each video's own, as often as it has candidates. away_from:
+    `guidance.single_frames` of D; without, guidance leads away from what D^t makes without an embedding.
     """
     size, channels, f = config.data.sizes[0], config.data.channels, config.data.num_frames
     conditions = {"image_embeds": image_embeds, "fps": torch.full_like(image_embeds[:, 0], fps).log()}
     return run(in_batches(network), config, lambda: noise(channels, f, size, size), conditions,
-               settings=settings, start=start, strength=strength, choose=choose)
+               settings=settings, start=start, strength=strength, choose=choose, away_from=away_from)
 
 
 def window_starts(num_keys, keys_per_window):
@@ -175,47 +177,6 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
     for i, start in enumerate(starts):
         video[:, :, start * skip:start * skip + length] = filled[:, i]
     return video
-
-
-# ---------------------------------------------------------------- long videos in flat memory
-
-WINDOWS = 48                                 # of D^t or upF evaluated together
-FRAMES = 152                                 # of a super-resolution stage evaluated together
-
-
-def in_batches(network):
-    """The network, evaluated on up to `WINDOWS` of its batch at a time: the same function in flat memory."""
-    def evaluate(x, t, **conditions):
-        if len(x) <= WINDOWS:
-            return network(x, t, **conditions)
-        parts = []
-        for i in range(0, len(x), WINDOWS):
-            rows = slice(i, i + WINDOWS)
-            own = {name: value if value is None else value[rows] for name, value in conditions.items()}
-            parts.append(network(x[rows], t[rows], **own))
-        return torch.cat(parts)
-    return evaluate
-
-
-def over_frames(network):
-    """The network, evaluated on about `FRAMES` frames at a time: the same function in flat memory.
-
-    Each part sees as many frames more on either side as its temporal convolutions reach, so nothing shows
-    where parts meet. (With temporal attention the parts would not know of each other's far frames.)
-    """
-    reach = sum(isinstance(m, PseudoConv3d) and m.temporal is not None for m in network.modules())
-
-    def evaluate(x, t, *, concat, **conditions):
-        f = x.shape[2] if x.ndim == 5 else 1
-        if f <= FRAMES:
-            return network(x, t, concat=concat, **conditions)
-        parts = []
-        for start in range(0, f, FRAMES):
-            low, high = max(0, start - reach), min(f, start + FRAMES + reach)
-            part = network(x[:, :, low:high], t, concat=concat[:, :, low:high], **conditions)
-            parts.append(part[:, :, start - low:start - low + FRAMES])
-        return torch.cat(parts, dim=2)
-    return evaluate
 
 
 def run_super_resolution(network, config, noise, low, *, settings=None, shared_noise=False):

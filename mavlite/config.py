@@ -262,12 +262,15 @@ class SampleConfig:
     sampler: str = "dpmpp_2m"
     steps: int = 12
     guidance_scale: float = 1.0
+    guidance_until: float = 0.0              # the diffusion time below which there is no guidance
     noise_level: float = 0.0                 # SR: noise added to the low resolution it is given
 
     def __post_init__(self):
         _require(self.sampler in ("ddpm", "ddim", "dpmpp_2m"),
                  f"sample.sampler: {self.sampler!r} is none of ddpm, ddim, dpmpp_2m")
         _within("sample", self, steps=(1, 10_000), guidance_scale=(0, 1000))
+        _require(0 <= self.guidance_until < 1,
+                 f"sample.guidance_until: {self.guidance_until} is not within 0 ... 1")
         _require(0 <= self.noise_level < 1, f"sample.noise_level: {self.noise_level} is not within 0 ... 1")
 
 

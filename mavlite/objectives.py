@@ -17,6 +17,7 @@ from mavlite.config import DataConfig
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
 from mavlite.distillation import distillation_loss, student_times
+from mavlite.guidance import single_frames
 from mavlite.losses import diffusion_loss
 from mavlite.moving_mnist import (
     DRAW_FPS,
@@ -164,8 +165,17 @@ class Objective:
         self.size = config.data.sizes[self.stage.size[0]]
         self.teacher = None
         if config.distill.teacher is not None:
-            self.teacher, _, _ = load_network(config.distill.teacher, config.stage, clip, device)
-            self.teacher.to(dtype, memory_format=torch.channels_last)
+            self._load_teacher(config.distill.teacher)
+
+    def _load_teacher(self, weights):
+        """The network that a student learns from, guided as it is when it makes videos."""
+        def load(stage):
+            network, config, _ = load_network(weights, stage, self.clip, self.device)
+            return network.to(self.dtype, memory_format=torch.channels_last), config
+        self.teacher, config = load(self.config.stage)
+        self.guided = {"guidance_scale": self.config.distill.guidance_scale,
+                       "guidance_until": config.sample.guidance_until,
+                       "away_from": single_frames(*load("decoder")) if config.stage == "decoder_t" else None}
 
     def diffuse(self, network, x_0, draws, weight=None, **conditions):
         """The diffusion loss of x_0 in [-1, 1] under conditions, or the distillation loss of a student."""
@@ -173,8 +183,7 @@ class Objective:
         if self.teacher is not None:
             conditions.pop("drop", None)                     # a student has its teacher's guidance within
             steps, clip = self.config.sample.steps, None if self.config.stage == "prior" else 1.0
-            scale = self.config.distill.guidance_scale
-            denoise = make_denoiser(self.diffusion, self.teacher, conditions, scale, clip)
+            denoise = make_denoiser(self.diffusion, self.teacher, conditions, clip=clip, **self.guided)
             times, noise = student_times(draws.times(), steps), draws.normal(*x_0.shape[1:])
             return distillation_loss(self.diffusion, lambda x, t: network(x, t, drop=None, **conditions),
                                      denoise, x_0, times, noise, steps, weight)

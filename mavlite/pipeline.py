@@ -15,6 +15,7 @@ from mavlite.candidates import closest_candidates
 from mavlite.checkpoint import SHIPPED, refuse_code
 from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
+from mavlite.guidance import single_frames
 from mavlite.moving_mnist import box_resize, clearest
 from mavlite.prior import renormalise
 from mavlite.session import Session, to_unit
@@ -35,6 +36,7 @@ class MakeAVideo:
         self.networks, self.configs, self.device = networks, configs, device
         self.precision = pick_precision(device, precision)
         self.data = configs["decoder_t"].data
+        self.single_frames = single_frames(networks["decoder"], configs["decoder"])
 
     @classmethod
     def from_pretrained(cls, source=None, *, device=None, precision="auto"):
@@ -143,7 +145,8 @@ class MakeAVideo:
         with run.clock("decoder_t"):
             return cascade.run_decoder_t(*run.stage("decoder_t", each=n), y_e.repeat_interleave(n, dim=0),
                                          run.fps, settings=run.settings["decoder_t"], start=start,
-                                         strength=strength, choose=self._choice(run, y_e))
+                                         strength=strength, choose=self._choice(run, y_e),
+                                         away_from=self.single_frames)
 
     def _choice(self, run, y_e):
         """How C chooses among a video's candidates, or None where there is but one of each."""

@@ -9,12 +9,13 @@ import math
 
 import torch
 
-from mavlite.diffusion import interpolate_log_variance
+from mavlite.diffusion import expand_to, interpolate_log_variance
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp_2m")
 
 
-def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.0, learned_variance=False):
+def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.0, learned_variance=False,
+                  *, guidance_until=0.0, away_from=None):
     """Build denoise(x_t, t) -> x_0 from a network.
 
     Args:
@@ -24,7 +25,12 @@ def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.
             is to forget its image embedding, and nothing else: fps, masks and low-resolution input stay.
         conditions: name -> tensor whose first dimension is the batch.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) with
-            unconditional + scale * (conditional - unconditional). 1 is no guidance, and half the work.
+            conditional + (scale - 1) * (conditional - unconditional). 1 is no guidance, and half the work.
+        guidance_until: below this time there is none (Kynkaanniemi et al. 2024, arXiv 2404.07724): what is in
+            the picture is settled by then, and going on would only make it bolder.
+        away_from: denoise(x_t, t) -> x_0 of another model, which takes the place of the unconditional. A
+            weaker model of the same data errs in the same places, only more (autoguidance, Karras et al.
+            2024, arXiv 2406.02507); what it does not know is what the guidance brings out.
         clip: x_0 is held in [-clip, clip], element by element; None does not clip.
         learned_variance: the network was trained with the hybrid loss.
 
@@ -33,15 +39,17 @@ def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.
         (x_0, v) where v, of x_t's shape, interpolates the log-variance of an ancestral step.
     """
     conditions = conditions or {}
-    guided = guidance_scale != 1.0
-    if guided:
+    doubled = guidance_scale != 1.0 and away_from is None
+    if doubled:
         # Once, not once a step. The batch of a guided step is [conditional; unconditional].
-        conditions = {name: torch.cat([value, value]) for name, value in conditions.items()}
+        both = {name: torch.cat([value, value]) for name, value in conditions.items()}
 
     def denoise(x_t, t):
-        if guided:
+        # On a CPU it costs nothing to look at t, and what would be multiplied by 0 is not computed.
+        guided = guidance_scale != 1.0 and not (t.device.type == "cpu" and (t < guidance_until).all())
+        if guided and doubled:
             drop = torch.arange(2 * len(t), device=t.device) >= len(t)           # (2b,): False..., True...
-            output = model(torch.cat([x_t, x_t]), torch.cat([t, t]), drop=drop, **conditions)
+            output = model(torch.cat([x_t, x_t]), torch.cat([t, t]), drop=drop, **both)
         else:
             output = model(x_t, t, drop=None, **conditions)
         output = output.to(t.dtype)              # (b or 2b, c or 2c, ...); t is never in half precision
@@ -51,11 +59,16 @@ def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.
         if learned_variance:
             prediction, v = output.chunk(2, dim=1)                               # (b or 2b, c, ...) each
             v = v[: len(t)]                                                      # (b, c, ...)
+        # x_0 = x_c + (scale - 1) (x_c - x_u). (For one x_t, x_0 and what a network predicts are the same
+        # thing up to a factor and a term that both share, so it does not matter which of them is guided.)
+        x_0 = diffusion.predict_x_0(prediction[: len(t)], x_t, t)      # (b, c, ...)
         if guided:
-            conditional, unconditional = prediction.chunk(2)                     # (b, c, ...) each
-            prediction = unconditional + guidance_scale * (conditional - unconditional)
-
-        x_0 = diffusion.predict_x_0(prediction, x_t, t)                          # (b, c, ...)
+            if doubled:
+                unconditional = diffusion.predict_x_0(prediction[len(t):], x_t, t)
+            else:
+                unconditional = away_from(x_t, t)
+            scale = torch.where(t < guidance_until, 0.0, guidance_scale - 1)
+            x_0 = x_0 + expand_to(scale, x_0) * (x_0 - unconditional)
         if clip is not None:
             x_0 = x_0.clamp(-clip, clip)
         x_0 = x_0.to(x_t.dtype)

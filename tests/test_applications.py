@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mavlite import MakeAVideo, MavliteError, Video, cascade
+from mavlite import MakeAVideo, MavliteError, Video, cascade, flat_memory
 from mavlite.pipeline import spherical
 from mavlite.stages import load_network
 
@@ -159,21 +159,21 @@ def test_nothing_shows_where_parts_meet(smoke_weights, randomise, monkeypatch, s
     x, low = torch.randn(2, 2, 1, 75, size, size, dtype=torch.float64)
     t, level = torch.rand(2, 2, dtype=torch.float64)
     whole = network(x, t, concat=low, noise_level=level)
-    monkeypatch.setattr(cascade, "FRAMES", 20)
-    parts = cascade.over_frames(network)(x, t, concat=low, noise_level=level)
+    monkeypatch.setattr(flat_memory, "FRAMES", 20)
+    parts = flat_memory.over_frames(network)(x, t, concat=low, noise_level=level)
     torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
 def test_windows_may_be_evaluated_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(cascade, "WINDOWS", 3)
+    monkeypatch.setattr(flat_memory, "WINDOWS", 3)
     sizes = []
 
     def network(x, t, *, drop, y):
         sizes.append(len(x))
         return x * t[:, None] + y
     x, t, y = torch.rand(8, 2), torch.rand(8), torch.rand(8, 2)
-    made = cascade.in_batches(network)(x, t, drop=None, y=y)
+    made = flat_memory.in_batches(network)(x, t, drop=None, y=y)
     assert torch.equal(made, x * t[:, None] + y) and sizes == [3, 3, 2]
 
 

@@ -15,33 +15,42 @@ from benchmarks.command import table
 from mavlite.config import SampleConfig
 from mavlite.device import peak_memory
 from mavlite.errors import MavliteError
+from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
 
 
 def row(**changes):
     return {"stage": "decoder", "measure": "judge accuracy", "unit": "share", "sampler": "ddim",
-            "guidance_scale": 1.0, "steps": 4, "score": 0.5, "n": 10, "seconds": 0.1, "shipped": 0,
-            "weights": "aa"} | changes
+            "guidance_scale": 1.0, "steps": 4, "evaluations": 4, "score": 0.5, "n": 10, "seconds": 0.1,
+            "shipped": 0, "weights": "aa"} | changes
 
 
 # ---------------------------------------------------------------- the knee and the CSV
 
 def test_the_knee_is_the_fewest_evaluations_within_the_tolerance():
-    rows = [row(steps=count, score=value) for count, value in
+    rows = [row(steps=count, evaluations=count, score=value) for count, value in
             [(1, 0.2), (2, 0.795), (4, 0.791), (8, 0.8), (16, 0.78)]]
     best, bend = curve.knee(rows)
     assert (best["steps"], bend["steps"]) == (8, 2)
     for second, wanted in ((20.1, 1), (20.2, 2)):
-        rows = [row(unit="dB", steps=1, score=20.0), row(unit="dB", steps=2, score=second)]
+        rows = [row(unit="dB", steps=count, evaluations=count, score=score)
+                for count, score in ((1, 20.0), (2, second))]
         assert curve.knee(rows)[1]["steps"] == wanted
 
 
-def test_a_guided_step_counts_as_two_evaluations():
-    alone, guided = row(steps=4, score=0.7), row(steps=3, score=0.7, guidance_scale=3.0)
+def test_of_equal_scores_the_one_of_fewer_evaluations_is_the_knee():
+    alone, guided = row(steps=4, score=0.7), row(steps=3, evaluations=6, score=0.7, guidance_scale=3.0)
     assert curve.knee([alone, guided])[1] is alone
-    assert curve.knee([alone, guided | {"steps": 1}])[1]["guidance_scale"] == 3.0
-    better = guided | {"steps": 2, "score": 0.705}           # as many evaluations
+    assert curve.knee([alone, guided | {"steps": 1, "evaluations": 2}])[1]["guidance_scale"] == 3.0
+    better = guided | {"steps": 2, "evaluations": 4, "score": 0.705}
     assert curve.knee([alone, better])[1] is better
+
+
+def test_a_guided_step_counts_as_two_evaluations():
+    assert cost.evaluations(SampleConfig(steps=5)) == 5
+    assert cost.evaluations(SampleConfig(steps=5, guidance_scale=2.0)) == 10
+    # At times 1, 0.75, 0.5 and 0.25, of which the last is below.
+    assert cost.evaluations(SampleConfig(steps=4, guidance_scale=2.0, guidance_until=0.5)) == 7
 
 
 def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
@@ -89,24 +98,31 @@ def test_what_takes_few_evaluations_is_measured_first(smoke_config):
 # ---------------------------------------------------------------- the cost sheet
 
 @pytest.mark.parametrize("stage", ["prior", "decoder_t", "interpolation", "sr_l_t", "sr_h"])
-def test_the_frames_of_an_evaluation_are_those_that_the_network_sees(smoke_weights, stage):
+def test_a_stage_alone_does_what_it_does_for_a_video(smoke_weights, stage):
     pipe, seen = MakeAVideo.from_pretrained(smoke_weights, device="cpu"), []
-
-    def count(network, given, output):
-        seen.append(len(output) * (output.shape[2] if output.ndim == 5 else 1))
-    pipe.networks[stage].register_forward_hook(count)
+    for name in ("decoder_t", "decoder") if stage == "decoder_t" else (stage,):      # D guides D^t
+        pipe.networks[name].register_forward_hook(
+            lambda network, given, output: seen.append((len(output), output.shape[2:])))
     cost.run_stage(pipe, stage)
     alone = seen.copy()
     pipe(timing.PROMPT)
-    assert seen == 2 * alone                                 # a stage alone does what it does for a video
+    assert seen == 2 * alone
     sample = pipe.configs[stage].sample
-    assert sum(alone) == cost.evaluations(sample) * cost.frames_each(stage, pipe.data, sample.steps)
+    doubled = sample.guidance_scale != 1 and stage != "decoder_t"
+    assert len(alone) == cost.evaluations(sample) / (2 if doubled else 1)
+
+
+def test_the_sheet_s_arithmetic_is_that_of_all_evaluations(smoke_weights):
+    pipe = MakeAVideo.from_pretrained(smoke_weights, device="cpu")
+    frames, steps = cost.video_length(pipe.data), pipe.configs["sr_h"].sample.steps
+    each = flops_per_frame("sr_h", pipe.networks["sr_h"], pipe.configs["sr_h"]) * frames / 1e9
+    assert cost.arithmetic(pipe, "sr_h") == pytest.approx(each * steps, rel=0.01)    # and an enlargement
 
 
 def test_the_sheet_s_rates_follow_from_its_arithmetic():
-    cells = cost.row("`sr_h`", 0.5, 2.0, 3 * 2**20, 100.0, 20.0, (76, "2.5", 8))
-    assert cells == ["`sr_h`", 76, "2.5", 8, "20.0", "0.500", "25.0%", "40", "40%", "3"]
-    assert cost.row("`clip`", 0.1, 2.0, 0, 100.0) == ["`clip`", "", "", "", "", "0.100", "5.0%", "", "", "0"]
+    cells = cost.row("`sr_h`", 0.5, 2.0, 3 * 2**20, 100.0, 20.0, 8)
+    assert cells == ["`sr_h`", "2.5", 8, "20.0", "0.500", "25.0%", "40", "40%", "3"]
+    assert cost.row("`clip`", 0.1, 2.0, 0, 100.0) == ["`clip`", "", "", "", "0.100", "5.0%", "", "", "0"]
 
 
 def claim(mebibytes):

@@ -18,8 +18,10 @@ from mavlite.cascade import (
     window_starts,
 )
 from mavlite.config import SampleConfig, load_config
+from mavlite.guidance import single_frames
 from mavlite.sampling import SAMPLERS
 from mavlite.stages import build_network
+from mavlite.unet import inflate
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 CPU = torch.device("cpu")
@@ -124,6 +126,28 @@ def test_key_frames_are_made_at_the_asked_rate():
                          settings=SampleConfig(steps=2))
     assert keys.shape == (2, 1, 8, 16, 16)
     torch.testing.assert_close(torch.stack(rates), torch.full((2, 2), 12.0))
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_at_inflation_leading_away_from_single_frames_is_ordinary_guidance(hybrid):
+    # D^t then is D frame by frame, so its own unconditional prediction is that of D.
+    options = ("diffusion.loss=hybrid",) if hybrid else ()
+    configs = {stage: load_config(SMOKE, stage, options) for stage in ("decoder", "decoder_t")}
+    clip = build_network(load_config(SMOKE, "clip"))
+    torch.manual_seed(0)
+    D, D_t = (build_network(config, clip).eval() for config in configs.values())
+    for p in D.parameters():                                 # any weights: at the start all outputs are zero
+        torch.nn.init.normal_(p, std=0.1)
+    inflate(D, D_t)
+    y_e, settings = random(2, clip.embed_dim), SampleConfig(steps=3, guidance_scale=2.5)
+    with torch.no_grad():
+        own, away = (run_decoder_t(D_t, configs["decoder_t"], noise(), y_e, 6.0, settings=settings,
+                                   away_from=away_from)
+                     for away_from in (None, single_frames(D, configs["decoder"])))
+        unguided = run_decoder_t(D_t, configs["decoder_t"], noise(), y_e, 6.0,
+                                 settings=SampleConfig(steps=3))
+    torch.testing.assert_close(away, own, atol=1e-4, rtol=1e-4)
+    assert (own - unguided).abs().max() > 0.01
 
 
 class Candidates:

@@ -87,6 +87,7 @@ def test_every_diffusion_stage_can_be_distilled(student, smoke_weights, stage):
     assert all(report["loss"] > 0 for report in reports) and reports[-1]["step"] == it.train.steps
     assert all(torch.equal(p, teacher.state_dict()[name])
                for name, p in it.objective.teacher.state_dict().items())
+    assert (it.objective.guided["away_from"] is not None) == (stage == "decoder_t")      # as in the pipeline
 
 
 def test_a_student_comes_closer_to_its_teacher(student):

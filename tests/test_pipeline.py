@@ -165,8 +165,8 @@ def test_independent_noise_changes_the_last_stage_only(pipe, video):
 
 def test_steps_for_all_stages(pipe, batches):
     pipe(PROMPTS[0], steps=3)
-    assert {stage: len(sizes) for stage, sizes in batches.items()} == {
-        "prior": 3, "decoder": 0, "decoder_t": 3, "interpolation": 3, "sr_l": 0, "sr_l_t": 3, "sr_h": 3}
+    assert {stage: len(sizes) for stage, sizes in batches.items()} == {              # D guides D^t
+        "prior": 3, "decoder": 3, "decoder_t": 3, "interpolation": 3, "sr_l": 0, "sr_l_t": 3, "sr_h": 3}
 
 
 def test_steps_for_one_stage(pipe, batches):
@@ -177,9 +177,16 @@ def test_steps_for_one_stage(pipe, batches):
 def test_guidance_doubles_the_batch_of_conditional_stages_only(pipe, batches):
     pipe(PROMPTS[0], guidance_scale=1)
     plain = {stage: sizes[:] for stage, sizes in batches.items()}
+    pipe(PROMPTS[0], guidance_scale={"interpolation": 3})
+    assert batches["interpolation"][2:] == [2 * n for n in plain["interpolation"]]
+    assert batches["decoder_t"][2:] == plain["decoder_t"] and batches["sr_h"][2:] == plain["sr_h"]
+
+
+def test_key_frames_are_guided_away_from_single_frames_of_d(pipe, batches):
+    pipe(PROMPTS[0], guidance_scale=1)
+    assert batches["decoder"] == [] and batches["decoder_t"] == [4, 1]           # candidates, half way one
     pipe(PROMPTS[0], guidance_scale={"decoder_t": 3})
-    assert batches["decoder_t"][2:] == [2 * n for n in plain["decoder_t"]]
-    assert batches["sr_l_t"][2:] == plain["sr_l_t"] and batches["sr_h"][2:] == plain["sr_h"]
+    assert batches["decoder"] == [4 * 8, 8] and batches["decoder_t"][2:] == [4, 1]
 
 
 @pytest.mark.parametrize("stage, output", [("prior", "image_embeds"), ("decoder_t", "decoder_t")])
@@ -196,7 +203,8 @@ def test_what_is_chosen_is_one_of_the_candidates(pipe, stage, num_frames):
     several, noise = y_e.repeat_interleave(n, dim=0), cascade.Noise(0, range(2), stage, pipe.device, n)
     network = pipe.networks[stage], pipe.configs[stage]
     drawn = (cascade.run_decoder(*network, noise, several) if num_frames == 1
-             else cascade.run_decoder_t(*network, noise, several, pipe.data.fps))
+             else cascade.run_decoder_t(*network, noise, several, pipe.data.fps,
+                                        away_from=pipe.single_frames))
     drawn = (drawn / 2 + 0.5).clamp(0, 1).unflatten(0, (2, n))
     distance = (drawn - made[stage][:, None]).abs().flatten(2).amax(dim=2)           # 2 n
     assert (distance.amin(dim=1) < 1e-4).all() and (distance.sort(dim=1).values[:, 1] > 1e-2).all()

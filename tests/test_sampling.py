@@ -423,3 +423,57 @@ def test_half_precision_output_does_not_shrink_x():
     x_t, t = start(3, 2, 4, 4, dtype=torch.float32), torch.full((3,), 0.5)
     denoise = make_denoiser(Diffusion(), lambda x_t, t, drop: network(x_t, t).bfloat16())
     assert denoise(x_t, t).dtype == torch.float32
+
+
+# --- guidance away from another model, and up to a time ----------------------------------------------------
+
+def guided_network(x_t, t, drop=None):
+    """With an embedding it predicts something, without it something else."""
+    prediction = network(x_t, t)
+    if drop is None:
+        return prediction
+    return torch.where(drop.reshape(-1, 1, 1, 1), 0.4 * prediction, prediction)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_guidance_is_the_same_for_every_parameterisation(prediction_type):
+    # Ho & Salimans 2022, eq. 6, as it is written: in the network's own prediction.
+    diffusion = Diffusion(prediction_type, -12.0 if prediction_type == "epsilon" else None)
+    x, t = start(3, 2, 4, 4), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    prediction = network(x, t)
+    wanted = diffusion.predict_x_0(0.4 * prediction + 3.0 * (prediction - 0.4 * prediction), x, t)
+    made = make_denoiser(diffusion, guided_network, guidance_scale=3.0, clip=None)(x, t)
+    torch.testing.assert_close(made, wanted)
+
+
+def test_away_from_another_model_takes_the_place_of_the_unconditional():
+    diffusion, x = Diffusion(), start(3, 2, 4, 4)
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    unconditional = make_denoiser(diffusion, lambda x_t, t, drop: 0.4 * network(x_t, t), clip=None)
+    own = make_denoiser(diffusion, guided_network, guidance_scale=3.0, clip=0.8)
+    other = make_denoiser(diffusion, guided_network, guidance_scale=3.0, clip=0.8, away_from=unconditional)
+    torch.testing.assert_close(other(x, t), own(x, t))
+    unguided = make_denoiser(diffusion, guided_network, guidance_scale=1.0, away_from=None)
+    ignored = make_denoiser(diffusion, guided_network, guidance_scale=1.0, away_from=lambda x_t, t: 1 / 0)
+    assert torch.equal(ignored(x, t), unguided(x, t))        # scale 1: nobody is asked
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_there_is_no_guidance_below_its_time(own):
+    asked = []
+
+    def model(x_t, t, drop=None):
+        asked.append(len(x_t))
+        return guided_network(x_t, t, drop)
+    diffusion, x = Diffusion(), start(3, 2, 4, 4)
+    other = None if own else make_denoiser(diffusion, lambda x_t, t, drop: 0.4 * model(x_t, t), clip=None)
+    guided, until, without = (make_denoiser(diffusion, model, guidance_scale=scale, guidance_until=time,
+                                            away_from=other)
+                              for scale, time in ((3.0, 0.0), (3.0, 0.5), (1.0, 0.0)))
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    row = torch.tensor([True, False, False]).reshape(-1, 1, 1, 1)
+    assert torch.equal(until(x, t), torch.where(row, without(x, t), guided(x, t)))
+    asked.clear()
+    low = torch.full((3,), 0.4, dtype=torch.float64)
+    assert torch.equal(until(x, low), without(x, low))
+    assert asked == [3, 3]                                   # nothing was computed to be thrown away
