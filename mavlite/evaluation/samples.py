@@ -103,7 +103,8 @@ def decode(pipe, stage, embeds, *, fps=None, seed=1, batch=32, candidates=1):
                 several = y_e.repeat_interleave(candidates, dim=0)
                 choose = partial(closest_candidates, pipe.networks["clip"], image_embeds=y_e)
                 frames = cascade.run_decoder_t(network, config, noise, several, fps or pipe.data.fps,
-                                               choose=choose if candidates > 1 else None)
+                                               choose=choose if candidates > 1 else None,
+                                               away_from=pipe.single_frames)
             parts.append(to_unit(frames).float().cpu())
     return torch.cat(parts)
 
