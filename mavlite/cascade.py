@@ -111,13 +111,14 @@ def window_starts(num_keys, keys_per_window):
 
 
 def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, *, settings=None,
-                choose=None):
+                choose=None, away_from=None):
     """upF on windows: the unknown frames of (b, n, c, f, h, w), n windows a video; the known ones are copied.
 
     known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames, skip: the condition.
     choose: see `run`; the b are then candidates with one window each, and the chosen are returned.
+    away_from: as in `run_decoder_t`.
     """
-    b, n, c, f, h, w = frames.shape
+    _, n, c, f, h, w = frames.shape
     known = known.to(frames.dtype).view(1, 1, 1, f, 1, 1)
     masked = rearrange(frames * known, "b n c f h w -> (b n) c f h w")
     ones = torch.ones_like(image_embeds[:, 0]).repeat_interleave(n)
@@ -132,17 +133,18 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
         return torch.where(known[0].bool(), masked, x)       # (b n) c f h w
 
     filled = run(in_batches(network), config, draw_noise, conditions, settings=settings,
-                 choose=choose and (lambda x_0: choose(fill(x_0))))
+                 choose=choose and (lambda x_0: choose(fill(x_0))), away_from=away_from)
     masked = masked[::len(masked) // len(filled)]            # a video's candidates share their known frames
     return rearrange(fill(filled), "(b n) c f h w -> b n c f h w", n=n)
 
 
-def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None, choose=None):
+def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None, choose=None,
+                away_from=None):
     """upF on the key-frame grid: key frames (b, c, k, h, w) and what comes after them, `num_keys` in all.
 
     Window by window: the last half of a window's length is known, the other half made; y_e stays the same.
     One network evaluation thus moves on by seconds, where small steps at the full rate would drift.
-    choose: see `run`, for every window anew, where noise is for n each.
+    choose: see `run`, for every window anew, where noise is for n each. away_from: as in `run_decoder_t`.
     """
     length, n = config.data.num_frames, noise.each
     while keys.shape[2] < num_keys:
@@ -151,7 +153,7 @@ def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, se
         known = torch.arange(length, device=keys.device) < given
         filled = fill_frames(network, config, noise, frames.repeat_interleave(n, dim=0), known,
                              image_embeds.repeat_interleave(n, dim=0), fps, 1, settings=settings,
-                             choose=choose)
+                             choose=choose, away_from=away_from)
         keys = torch.cat([keys, filled[:, 0, :, given:]], dim=2)
     return keys[:, :, :num_keys]
 

@@ -162,7 +162,7 @@ class MakeAVideo:
         with run.clock("interpolation"):
             return cascade.extend_keys(*run.stage("interpolation", "extend", run.candidates), keys, num_keys,
                                        y_e, run.fps, settings=run.settings["decoder_t"],
-                                       choose=self._choice(run, y_e))
+                                       choose=self._choice(run, y_e), away_from=self.single_frames)
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
         """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
@@ -203,7 +203,7 @@ class MakeAVideo:
                 filled = cascade.fill_frames(
                     *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
                     y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["decoder_t"],
-                    choose=self._choice(run, y_e))
+                    choose=self._choice(run, y_e), away_from=self.single_frames)
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)
