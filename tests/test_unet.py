@@ -221,6 +221,22 @@ def test_time_mixes_through_attention_alone(video):
     assert (moved[0] > 1e-8).all() and (moved[1] == 0).all()
 
 
+def test_attention_follows_every_block_where_frames_are_smallest_and_the_last_elsewhere():
+    seen = []
+
+    def note(module, given, output):
+        seen.append(("attention" if isinstance(module, PseudoAttention3d) else "block", output.shape[-1]))
+    config = dataclasses.replace(CONFIG, channels=[16, 16, 32], blocks=2, attention=[1, 2])
+    net = network(config)
+    for module in net.modules():
+        if isinstance(module, (ResBlock, PseudoAttention3d)):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        net(torch.zeros(1, 1, 16, 16), torch.ones(1), image_embeds=torch.zeros(1, EMBED))
+    finest, middle = 2 * [("block", 8)], [*2 * [("block", 4)], ("attention", 4)]
+    assert seen == [*finest, *middle, *4 * [("block", 2), ("attention", 2)], *middle, *finest]
+
+
 def test_all_weights_of_an_inflated_network_train_on(video):
     assert all(p.requires_grad for p in video.parameters())
     before = {name: p.detach().clone() for name, p in video.named_parameters()}
