@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, SMOKE
 
-from benchmarks import cost, curve, peers, predictions, steps, timing, training
+from benchmarks import cost, curve, guidance, peers, predictions, steps, timing, training
 from benchmarks.command import table
 from mavlite.config import SampleConfig
 from mavlite.device import peak_memory
@@ -147,6 +147,20 @@ def test_the_peak_of_memory_is_that_of_a_fresh_process():
 
 
 # ---------------------------------------------------------------- predictions and ratios
+
+def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tmp_path):
+    out = tmp_path / "guidance.md"
+    monkeypatch.setattr(sys, "argv", ["guidance", "--weights", str(smoke_weights), "--videos", "3",
+                                      "--scales", "2", "--until", "0", "0.6", "--out", str(out)])
+    guidance.main()
+    lines = [line.split(" | ")[:3] for line in out.read_text().splitlines() if line.startswith("| ")][2:]
+    assert lines == [["| nothing", "1", "0"], *([f"| {away}", "2", until]
+                                                for away in (guidance.OWN, guidance.SINGLE)
+                                                for until in ("0", "0.6")), ["| (real clips)", "", ""]]
+    scores = guidance.Scores(smoke_weights, 3)
+    once, again, never = (scores.sample(guidance.SINGLE, 2.0, until)[0] for until in (0.0, 0.0, 0.999))
+    assert torch.equal(once, again) and not torch.equal(once, never)
+
 
 def test_predicted_seconds_follow_the_evaluations():
     before = {"decoder_t": SampleConfig(steps=12, guidance_scale=3.0), "sr_h": SampleConfig(steps=4)}

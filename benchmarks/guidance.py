@@ -1,0 +1,125 @@
+"""What D^t should be guided away from: its own unconditional prediction, or D's of each frame by itself?
+
+    python -m benchmarks.guidance [--videos 110] [--scales 2 3 4] [--until 0 0.3] [--out docs/guidance.md]
+
+Key frames for P's embeddings of all pairs of digits in turn, each drawn once and from the same noise in every
+row. The real clips are of the train split: settings may be chosen by this table, and `mavlite evaluate` still
+measures what it never chose.
+"""
+
+import argparse
+import dataclasses
+import time
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.command import machine, run, table, write
+from mavlite import cascade
+from mavlite.checkpoint import SHIPPED
+from mavlite.device import autocast, synchronize
+from mavlite.digits import load_digits
+from mavlite.errors import MavliteError
+from mavlite.evaluation import motion
+from mavlite.evaluation.accuracy import score
+from mavlite.evaluation.distances import frechet_distance
+from mavlite.evaluation.tracker import track
+from mavlite.evaluation.video_features import embed_clips
+from mavlite.moving_mnist import LabelledClips
+from mavlite.pipeline import MakeAVideo
+from mavlite.prompts import PAIRS, make_prompt, pair_index
+from mavlite.session import to_unit
+from mavlite.stages import MEASURING, load_network
+
+SEED, BATCH = 30_000, 16
+OWN, SINGLE = "D^t, of no embedding", "single frames of D"
+
+
+def ways(scales, until):
+    """(what is led away from, scale, until when) of each row."""
+    yield "nothing", 1.0, 0.0
+    for away in (OWN, SINGLE):
+        for scale in scales:
+            for time_ in until:
+                yield away, scale, time_
+
+
+class Scores:
+    """The networks that measure, the real clips, and the embeddings that all rows start from."""
+
+    def __init__(self, weights, videos):
+        self.pipe = pipe = MakeAVideo.from_pretrained(weights)
+        self.judge, self.tracker, self.features = (load_network(weights, stage, device=pipe.device)[0]
+                                                   for stage in MEASURING)
+        self.pairs = torch.arange(videos) % len(PAIRS)
+        clips = LabelledClips(load_digits("train", pipe.data.digits), SEED, pipe.data.channels)
+
+        def real(indices):
+            return clips.clips(indices, pipe.data.fps, pipe.data.num_frames, pipe.data.sizes[0])[0]
+        self.real = real(range(videos))
+        self.reference = embed_clips(self.features, real(range(videos, 2 * videos)))
+        labels = clips.labels(range(videos))
+        self.real_pairs = pair_index(labels[:, 0], labels[:, 1])
+        prompts = [make_prompt(*PAIRS[pair], True, False) for pair in self.pairs.tolist()]
+        with torch.no_grad():
+            tokens, text = pipe.networks["clip"].text(prompts)
+            noise = cascade.Noise(SEED, range(videos), "prior", pipe.device)
+            self.embeds = cascade.run_prior(pipe.networks["prior"], pipe.configs["prior"], noise, tokens,
+                                            text)
+
+    @torch.no_grad()
+    def sample(self, away, scale, until):
+        """Key frames (n, c, f, h, w) in [0, 1] and the seconds a clip took."""
+        pipe, parts = self.pipe, []
+        network, config = pipe.networks["decoder_t"], pipe.configs["decoder_t"]
+        settings = dataclasses.replace(config.sample, guidance_scale=scale, guidance_until=until)
+        started = time.perf_counter()
+        with autocast(pipe.device, pipe.precision):
+            for start in tqdm(range(0, len(self.embeds), BATCH), desc=f"{away}, {scale:g}", leave=False):
+                y_e = self.embeds[start:start + BATCH]
+                noise = cascade.Noise(SEED, range(start, start + len(y_e)), "decoder_t", pipe.device)
+                keys = cascade.run_decoder_t(network, config, noise, y_e, pipe.data.fps, settings=settings,
+                                             away_from=pipe.single_frames if away == SINGLE else None)
+                parts.append(to_unit(keys).float())
+        synchronize(pipe.device)
+        return torch.cat(parts).cpu(), (time.perf_counter() - started) / len(self.embeds)
+
+    def measure(self, frames, pairs):
+        """The cells of a row about key frames (n, c, f, h, w) in [0, 1] that should show `pairs` (n,)."""
+        seen = score(self.judge, frames, pairs)
+        m = motion.summary(track(self.tracker, frames), self.pipe.data.fps, seen["log_probabilities"])
+        distance = frechet_distance(self.reference, embed_clips(self.features, frames))
+        return [f"{seen['clip']:.0%}", f"{seen['frame']:.0%}", f"{m['identity_switches']:.0%}",
+                f"{m['speed_error']:.0%}", f"{m['straightness']:.2f}", f"{m['reflection_error']:.1f}",
+                f"{distance:.0f}"]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--weights", default=SHIPPED)
+    p.add_argument("--videos", type=int, default=110)
+    p.add_argument("--scales", type=float, nargs="+", default=[2.0, 3.0, 4.0])
+    p.add_argument("--until", type=float, nargs="+", default=[0.0, 0.3])
+    p.add_argument("--out", metavar="MARKDOWN")
+    args = p.parse_args()
+    if args.videos < 2:
+        raise MavliteError(f"--videos {args.videos}: must be 2 or more")
+    scores = Scores(args.weights, args.videos)
+    rows = []
+    for way in ways(args.scales, args.until):
+        frames, seconds = scores.sample(*way)
+        away, scale, until = way
+        rows.append([away, f"{scale:g}", f"{until:g}", *scores.measure(frames, scores.pairs),
+                     f"{seconds:.2f}"])
+    rows.append(["(real clips)", "", "", *scores.measure(scores.real, scores.real_pairs), ""])
+    header = ["away from", "scale", "until t", "clips right", "frames right", "identity switches",
+              "speed error", "bend, steps", "error after a wall, px", "MM-FVD", "s a clip"]
+    sample = scores.pipe.configs["decoder_t"].sample
+    write(f"Key frames drawn once for each of {args.videos} prompts, {sample.sampler} with {sample.steps} "
+          f"steps, `python -m benchmarks.guidance`: {machine(scores.pipe.device, scores.pipe.precision)}. "
+          f"MM-FVD is the distance to {args.videos} clips of the train split; few clips make it larger, compare "
+          "it within the table. Motion counts where digits are apart.\n\n" + table(header, rows), args.out)
+
+
+if __name__ == "__main__":
+    run(main)
