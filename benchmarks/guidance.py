@@ -118,7 +118,8 @@ def main():
     write(f"Key frames drawn once for each of {args.videos} prompts, {sample.sampler} with {sample.steps} "
           f"steps, `python -m benchmarks.guidance`: {machine(scores.pipe.device, scores.pipe.precision)}. "
           f"MM-FVD is the distance to {args.videos} clips of the train split; few clips make it larger, "
-          "compare it within the table. Motion counts where digits are apart.\n\n" + table(header, rows), args.out)
+          "compare it within the table. Motion counts where digits are apart.\n\n"
+          + table(header, rows), args.out)
 
 
 if __name__ == "__main__":

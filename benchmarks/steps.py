@@ -168,8 +168,8 @@ def knees(rows, note):
               "default", "score", "evaluations", "s a clip"]
     within = ", ".join(f"{value:g} ({unit})" for unit, value in TOLERANCE.items())
     return (f"Knee: fewest evaluations within {within} of the best, `python -m benchmarks.steps`; "
-            "a guided step is two evaluations (of D^t: one of it and one of D). Seconds are a clip's share of "
-            f"a batch of {BATCH}. {note}\n\n"
+            "a guided step is two evaluations (of D^t: one of it and one of D). Seconds are a clip's share "
+            f"of a batch of {BATCH}. {note}\n\n"
             + table(header, lines))
 
 
