@@ -26,13 +26,13 @@ def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.
         conditions: name -> tensor whose first dimension is the batch.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) with
             conditional + (scale - 1) * (conditional - unconditional). 1 is no guidance, and half the work.
+        clip: x_0 is held in [-clip, clip], element by element; None does not clip.
+        learned_variance: the network was trained with the hybrid loss.
         guidance_until: below this time there is none (Kynkaanniemi et al. 2024, arXiv 2404.07724): what is in
             the picture is settled by then, and going on would only make it bolder.
         away_from: denoise(x_t, t) -> x_0 of another model, which takes the place of the unconditional. A
             weaker model of the same data errs in the same places, only more (autoguidance, Karras et al.
             2024, arXiv 2406.02507); what it does not know is what the guidance brings out.
-        clip: x_0 is held in [-clip, clip], element by element; None does not clip.
-        learned_variance: the network was trained with the hybrid loss.
 
     Returns:
         denoise(x_t, t), with x_t (b, c, ...) and t (b,). It returns x_0, or with learned_variance the pair
@@ -61,14 +61,14 @@ def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.
             v = v[: len(t)]                                                      # (b, c, ...)
         # x_0 = x_c + (scale - 1) (x_c - x_u). (For one x_t, x_0 and what a network predicts are the same
         # thing up to a factor and a term that both share, so it does not matter which of them is guided.)
-        x_0 = diffusion.predict_x_0(prediction[: len(t)], x_t, t)      # (b, c, ...)
+        x_0 = diffusion.predict_x_0(prediction[: len(t)], x_t, t)                # (b, c, ...)
         if guided:
             if doubled:
                 unconditional = diffusion.predict_x_0(prediction[len(t):], x_t, t)
             else:
                 unconditional = away_from(x_t, t)
-            scale = torch.where(t < guidance_until, 0.0, guidance_scale - 1)
-            x_0 = x_0 + expand_to(scale, x_0) * (x_0 - unconditional)
+            strength = (guidance_scale - 1) * (t >= guidance_until).to(t.dtype)      # (b,)
+            x_0 = x_0 + expand_to(strength, x_0) * (x_0 - unconditional)
         if clip is not None:
             x_0 = x_0.clamp(-clip, clip)
         x_0 = x_0.to(x_t.dtype)
