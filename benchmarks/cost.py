@@ -44,7 +44,7 @@ def machine_rates(device, precision):
 def evaluations(sample):
     """Network evaluations of one sample under a SampleConfig: a guided step takes two.
 
-    They stand in one doubled batch, but for D^t, whose second one is of D (`cascade.single_frames`).
+    They stand in one doubled batch, but for D^t, whose second one is of D (`guidance.single_frames`).
     """
     times = time_steps(sample.steps)[:-1]
     guided = sample.guidance_scale != 1 and int((times >= sample.guidance_until).sum())

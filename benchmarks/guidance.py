@@ -9,6 +9,7 @@ measures what it never chose.
 
 import argparse
 import dataclasses
+import itertools
 import time
 
 import torch
@@ -38,10 +39,7 @@ OWN, SINGLE = "D^t, of no embedding", "single frames of D"
 def ways(scales, until):
     """(what is led away from, scale, until when) of each row."""
     yield "nothing", 1.0, 0.0
-    for away in (OWN, SINGLE):
-        for scale in scales:
-            for time_ in until:
-                yield away, scale, time_
+    yield from itertools.product((OWN, SINGLE), scales, until)
 
 
 class Scores:

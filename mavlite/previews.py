@@ -94,7 +94,10 @@ def preview_decoder(trainer):
 
 
 def preview_decoder_t(trainer):
-    """One row a condition: the conditioning frame, then the key frames of one clip."""
+    """One row a condition: the conditioning frame, then the key frames of one clip.
+
+    Guided away from D^t's own unconditional prediction: a training does not hold D, as the pipeline does.
+    """
     size, data = trainer.config.data.sizes[0], trainer.config.data
     given = trainer.objective.clips.condition_frames(_indices(), size)[:, :, None] * 2 - 1
     y_e = trainer.objective.condition(_indices()).float()

@@ -179,7 +179,8 @@ def test_guidance_doubles_the_batch_of_conditional_stages_only(pipe, batches):
     plain = {stage: sizes[:] for stage, sizes in batches.items()}
     pipe(PROMPTS[0], guidance_scale={"interpolation": 3})
     assert batches["interpolation"][2:] == [2 * n for n in plain["interpolation"]]
-    assert batches["decoder_t"][2:] == plain["decoder_t"] and batches["sr_h"][2:] == plain["sr_h"]
+    for stage in ("decoder_t", "sr_l_t", "sr_h"):
+        assert batches[stage][2:] == plain[stage]
 
 
 def test_key_frames_are_guided_away_from_single_frames_of_d(pipe, batches):
