@@ -298,7 +298,7 @@ def test_in_a_kernel_a_cell_that_hangs_or_kills_stops_at_its_limit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_nbgrader_makes_the_same_student_version_and_the_same_grades(name, tmp_path, monkeypatch):
-    """With nbgrader installed (`pip install "mavlite[course]"`)."""
+    """With nbgrader installed (`pip install -e ".[course]"` in the clone)."""
     pytest.importorskip("nbgrader")
     from nbgrader.api import Gradebook
     from nbgrader.apps import NbGraderAPI

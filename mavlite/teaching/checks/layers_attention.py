@@ -36,12 +36,15 @@ def check_distance_bias(distance_bias, slopes=(0.5, 0.125), num_frames=5):
            f"{bias[0, 1, 0]:g}, it should be {-slopes[0]:g}.")
 
 
-def last_over_first(temporal_attention, q, k, slopes):
-    """With two frames: log(weight of frame 1 / weight of frame 0) as frame 1 sees it, (b, c, h, w)."""
-    v = torch.zeros_like(q)
-    v[:, :, 1] = 1                                           # the output is the weight of frame 1
-    weight = tensor_like(call(temporal_attention, q, k, v, slopes), q.shape, "temporal_attention")[:, :, 1]
-    return torch.log(weight / (1 - weight))
+def last_over_all(temporal_attention, q, k, slopes):
+    """log(weight of the last frame / weight of frame j) as the last frame sees them, (b, c, f, h, w)."""
+    weights = []
+    for j in range(q.shape[2]):
+        v = torch.zeros_like(q)
+        v[:, :, j] = 1                                       # the output is the weight of frame j
+        y = tensor_like(call(temporal_attention, q, k, v, slopes), q.shape, "temporal_attention")
+        weights.append(y[:, :, -1].double())
+    return torch.stack([torch.log(weights[-1] / weight) for weight in weights], dim=2)
 
 
 def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2):
@@ -71,7 +74,7 @@ def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2)
     q2, k2 = q[:, :, :2], k[:, :, :2]
     difference = q2[:, :, 1] * (k2[:, :, 1] - k2[:, :, 0])                           # b c h w
     per_head = difference.view(b, heads, d, h, w).sum(dim=2).repeat_interleave(d, dim=1)
-    found = last_over_first(temporal_attention, q2, k2, none)
+    found = last_over_all(temporal_attention, q2, k2, none)[:, :, 0]
     scale = (found / per_head).median().item()
     if not close(found, scale * per_head, 1e-4):             # a logarithm: rounding counts for more
         other = difference.view(b, d, heads, h, w).sum(dim=1).repeat(1, d, 1, 1)
@@ -89,7 +92,7 @@ def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2)
            f"{name}: scores are multiplied by {scale:.4g}, not by 1/√d = {d**-0.5:.4g}.")
 
     slopes = torch.linspace(0.25, 1.5, heads, dtype=torch.float64)
-    found = last_over_first(temporal_attention, q2 * 0, k2, slopes)
+    found = last_over_all(temporal_attention, q2 * 0, k2, slopes)[:, :, 0]
     wanted = slopes.repeat_interleave(d).view(1, c, 1, 1).expand_as(found)
     expect(found.abs().max() > 1e-9,
            f"{name}: the slopes have no effect. Is distance_bias added *before* softmax?")
@@ -98,7 +101,30 @@ def check_temporal_attention(temporal_attention, shape=(2, 8, 5, 3, 2), heads=2)
     expect(close(found, wanted, 1e-4),
            f"{name}: a frame's distance should cost slopes[head]; it does not. {hint}")
 
+    # All frames, as the last one sees them: distances first, then scores too.
+    cost = slopes.repeat_interleave(d).view(1, c, 1, 1, 1)
+    wanted = (cost * torch.arange(f - 1, -1, -1).view(1, 1, f, 1, 1)).expand(shape)  # slope * (i - j)
+    found = last_over_all(temporal_attention, zero, k, slopes)
+    expect(f < 3 or not close(found[:, :, :-1], cost.expand(shape)[:, :, :-1], 1e-4),
+           f"{name}: every past frame costs slopes[head], however long ago it is; frame j should cost query "
+           "frame i slopes[head] * (i - j).")
+    at = torch.unravel_index((found - wanted).abs().argmax(), shape)                 # where it is worst
+    expect(close(found, wanted, 1e-4),
+           f"{name}: key frame {at[2]} should cost query frame {f - 1} in head {at[1] // d} slopes[head] * "
+           f"{f - 1 - at[2]} = {wanted[at]:.4g} of its score; it costs {found[at]:.4g}.")
+    scores = (q[:, :, -1:] * (k[:, :, -1:] - k)).view(b, heads, d, f, h, w).sum(dim=2)
+    wanted = wanted + scores.repeat_interleave(d, dim=1) * d**-0.5
+    expect(close(last_over_all(temporal_attention, q, k, slopes), wanted, 1e-4),
+           f"{name}: two frames get the right weights, {f} frames do not: the score of query frame i and key "
+           "frame j should be q_i . k_j / √d + bias[i, j], each with its own q, k and bias.")
+
     y = tensor_like(call(temporal_attention, q, k, v, slopes), shape, name)
+    for n in range(1, f):
+        start = [x[:, :, :n].clone() for x in (q, k, v)]
+        made = tensor_like(call(temporal_attention, *start, slopes, hint=hint), (b, c, n, h, w), name)
+        expect(close(made, y[:, :, :n]),
+               f"{name}: the first {n} frames of a clip come out in another way when {f - n} more follow: "
+               "frames to come have an influence. Does each query frame i use its own q_i?")
     turned = call(temporal_attention, *(x.flip(0, 3, 4) for x in (q, k, v)), slopes)
     expect(close(tensor_like(turned, shape, name).flip(0, 3, 4), y),
            f"{name}: positions or videos see each other: turning the pictures changes more than their order. "

@@ -197,6 +197,15 @@ def check_drop_text(drop_text, batch=12, dim=6, probability=0.3, draws=400):
     expect(abs(shares[row] - probability) < slack,
            f"{name}: row {row} is dropped in {shares[row]:.0%} of {draws} batches, not in {probability:.0%}. "
            "Which rows they are is drawn anew each time.")
+    # Any two rows are among n drawn ones with chance n(n-1) / (b(b-1)).
+    chance = (counts * (counts - 1)).mean().item() / max(batch * (batch - 1), 1)
+    together = dropped.T @ dropped / draws                   # b b
+    i, j = divmod(int((together - chance).abs().triu(1).argmax()), batch)
+    # Bernstein's inequality: six deviations, and what rare events need beyond them.
+    expect(i >= j or abs(together[i, j] - chance) < 6 * math.sqrt(chance / draws) + 12 / draws,
+           f"{name}: rows {i} and {j} are dropped together in {together[i, j]:.0%} of {draws} batches; where "
+           f"all sets of n rows are alike, it is {chance:.0%}. Draw each row anew, not a block of neighbours "
+           "or rows at a fixed distance.")
     expect(torch.equal(made(0.0), text), f"{name}: with probability 0 nothing may be dropped.")
     everything = made(1.0)
     expect(bool((everything == null).all()), f"{name}: with probability 1 everything must be dropped.")

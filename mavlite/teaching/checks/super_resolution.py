@@ -34,6 +34,19 @@ def check_noise(make_noise, shape, rho, wanted):
     name, shape = name_of(make_noise), large(shape)
     b, c, f, h, w = shape
     noise, slack = drawn(make_noise, shape, rho), 6 / math.sqrt(b * c * h * w)
+    own, shared = drawn(make_noise, shape, 0.0), drawn(make_noise, shape, 1.0)
+    # This comes first: with noise shared too widely, the statistics below are less exact than `slack`.
+    for part, at in ((own, 0), (shared, 1)):
+        common = []
+        for dim, what in ((0, "videos"), (1, "channels"), (3, "rows"), (4, "columns")):
+            if shape[dim] > 1:
+                a, other = part.select(dim, 0).flatten(), part.select(dim, 1).flatten()
+                found = torch.corrcoef(torch.stack([a, other]))[0, 1].abs().item()
+                # At rho = 1 frames repeat each other: a share of 1/f of the numbers is independent.
+                if found > 6 / math.sqrt(len(a) / f):
+                    common.append((found, what))
+        expect(not common, f"{name}: at rho = {at} {max(common, default=(0, ''))[1]} share their noise; only "
+                           "frames of one video may.")
     variance = noise.movedim(2, 0).flatten(1).var(dim=1)     # of each frame
     worst = variance[(variance - 1).abs().argmax()].item()
     expect((variance - 1).abs().max() < 1.5 * slack,
@@ -41,19 +54,11 @@ def check_noise(make_noise, shape, rho, wanted):
            "The network learned from noise of variance 1. Variances of independent parts add up: weights "
            "are roots.")
     expect(noise.mean().abs() < slack, f"{name}: the mean is {noise.mean():.3f}, not 0.")
-    own = drawn(make_noise, shape, 0.0)
     expect((correlations(own) - torch.eye(f)).abs().max() < slack,
            f"{name}: at rho = 0 frames are still correlated; each should have noise of its own.")
-    shared = drawn(make_noise, shape, 1.0)
     expect(close(shared, shared[:, :, :1].expand(shape), 1e-5),
            f"{name}: at rho = 1 all frames of a video should have the very same noise (the paper's choice "
            "for SR_h); the noise is drawn per frame.")
-    for dim, what in ((0, "videos"), (1, "channels"), (3, "rows"), (4, "columns")):
-        if noise.shape[dim] > 1:
-            a, other = shared.select(dim, 0).flatten(), shared.select(dim, 1).flatten()
-            # Frames repeat each other here: a share of 1/f of the numbers is independent.
-            expect(torch.corrcoef(torch.stack([a, other]))[0, 1].abs() < 6 / math.sqrt(len(a) / f),
-                   f"{name}: {what} share their noise too; only frames of one video should.")
     found = correlations(noise)
     return name, found, slack, wanted(rho)
 
@@ -221,8 +226,8 @@ def check_flicker(flicker, shape=(3, 2, 5, 8, 12), factor=4):
     sign[:, 1::2] = -1
     turn = (-1.0) ** torch.arange(f).double()
     amplitude = torch.arange(1, b + 1).double()
-    video = amplitude.view(b, 1, 1, 1, 1) * turn.view(1, 1, f, 1, 1) * sign
-    found, wanted = made(video.expand(shape).clone()), 2 * amplitude
+    video = (amplitude.view(b, 1, 1, 1, 1) * turn.view(1, 1, f, 1, 1) * sign).expand(shape)
+    found, wanted = made(video.clone()), 2 * amplitude
     expect(not close(found, wanted**2), f"{name}: the mean of squares without its root: twice the contrast "
                                         "should give twice the flicker.")
     expect(b == 1 or not close(found, found.mean().expand(b)),
@@ -238,3 +243,15 @@ def check_flicker(flicker, shape=(3, 2, 5, 8, 12), factor=4):
     expect(close(found, torch.full((b,), (f - 1) ** -0.5).double()),
            f"{name}: it should be the root of the mean of squared differences over frames, channels and "
            "pixels.")
+    # The first video again, in channel 0 alone and there at few pixels: a mean of roots would be smaller.
+    local = torch.zeros(shape, dtype=torch.float64)
+    local[:, 0, :, :h // 2, :2] = video[:, 0, :, :h // 2, :2]    # blocks keep their mean 0
+    found, pixels = made(local), 1 / w                       # the share of the pixels
+    right = 2 * amplitude * math.sqrt(pixels / c)
+    for share, what in ((math.sqrt(pixels) / c, "channels"), (pixels / math.sqrt(c), "pixels"),
+                        (pixels / c, "pixels or channels")):
+        expect(close(found, right) or not close(found, 2 * amplitude * share),
+               f"{name}: the root is taken before the mean over {what}; it comes last, once for each video.")
+    expect(close(found, right),
+           f"{name}: detail at a few pixels of one channel counts wrongly: take one mean of the squares over "
+           "all frames, channels and pixels of a video, and its root last.")
