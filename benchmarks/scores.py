@@ -7,27 +7,61 @@ import argparse
 import json
 from pathlib import Path
 
-from mavlite.evaluation.report import markdown
+from benchmarks.command import table
+from mavlite.evaluation.report import source
 from mavlite.pipeline import CANDIDATES
 
 BEGIN, END = "<!-- scores: begin -->\n", "<!-- scores: end -->"
-SHOWN = [                                    # (section, score, unit)
-    ("prompt accuracy", "real clips", "clips"),
-    ("prompt accuracy", "true embedding, D, one frame", "clips"),
-    ("prompt accuracy", "true embedding, D^t drawn once", "clips"),
-    ("prompt accuracy", "prompt, P, D^t drawn once", "clips"),
-    ("prompt accuracy", f"prompt, P, D^t, C's choice of {CANDIDATES}", "clips"),
-    ("prompt accuracy", "... SR_h: the whole cascade", "clips"),
-    ("motion", "identity switches at 6 fps", "clips"),
-    ("motion", "speed error at 6 fps", "share"),
-    ("MM-FVD", "generated against real", "distance"),
-    ("frames between", "upF, skip 5", "dB PSNR"),
-    ("super-resolution", "SR_l^t, clean input", "dB PSNR"),
-    ("super-resolution", "SR_h, clean input", "dB PSNR"),
-    ("flicker", "SR_l^t / SR_l frame by frame", "ratio"),
-    ("flicker", "SR_h shared / independent noise", "ratio"),
-    ("cost", "in all", "s a video"),
-]
+
+
+def at_least(offset, key=None):
+    """An aim: the value is to be `offset` or more, above the row's ceiling or floor where `key` names it."""
+    return lambda row: ("≥", offset + (row[key] if key else 0))
+
+
+def at_most(offset, key=None, share=1.0):
+    """An aim: the value is to be `offset`, plus a share of the row's ceiling or floor, or less."""
+    return lambda row: ("≤", offset + (share * row[key] if key else 0))
+
+
+SHOWN = {                                    # (section, score, unit): what is aimed at
+    ("prompt accuracy", "real clips", "clips"): None,
+    ("prompt accuracy", "true embedding, D, one frame", "clips"): at_least(-0.03, "ceiling"),
+    ("prompt accuracy", "true embedding, D^t drawn once", "clips"): None,
+    ("prompt accuracy", "prompt, P, D^t drawn once", "clips"): None,
+    ("prompt accuracy", f"prompt, P, D^t, C's choice of {CANDIDATES}", "clips"): None,
+    ("prompt accuracy", "... SR_h: the whole cascade", "clips"): at_least(0.95),
+    ("prompt accuracy", "the whole cascade, frame by frame", "frames"): None,
+    ("motion", "identity switches at 6 fps", "clips"): at_most(0.03, "ceiling"),
+    ("motion", "speed error at 6 fps", "share"): at_most(0.10, "ceiling"),
+    ("MM-FVD", "generated against real", "distance"): at_most(0, "floor", 0.25),
+    ("MM-KVD", "generated against real", "distance"): None,
+    ("frames between", "upF, skip 5, more than baseline", "dB PSNR"): at_least(6),
+    ("super-resolution", "SR_l^t, clean input, more than baseline", "dB PSNR"): at_least(2),
+    ("super-resolution", "SR_l^t, upF's frames, more than baseline", "dB PSNR"): None,
+    ("super-resolution", "SR_h, clean input, more than baseline", "dB PSNR"): at_least(2),
+    ("flicker", "SR_l^t / SR_l frame by frame", "ratio"): at_most(1),
+    ("flicker", "SR_h shared / independent noise", "ratio"): at_most(1),
+    ("animation", "both digits kept", "clips"): at_least(0.9),
+    ("variation", "both digits kept", "clips"): at_least(0.9),
+    ("interpolation", "... more than linear blend", "dB PSNR"): at_least(4),
+    ("extension", "both digits, last 2.5 s of 600 frames", "clips"): at_least(0.8),
+    ("cost", "in all", "s a video"): at_most(2.5),
+}
+
+
+def row_of(row, aim):
+    """A row of the report as cells of a table."""
+    def cell(value):
+        return "" if value is None else f"{value:.3f}"
+    between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
+    wanted = ""
+    if aim is not None:
+        sign, bound = aim(row)
+        reached = row["value"] >= bound if sign == "≥" else row["value"] <= bound
+        wanted = f"{sign} {bound:.3g}: {'reached' if reached else 'missed'}"
+    return [row["section"], row["score"], cell(row["value"]), between, cell(row["ceiling"]),
+            cell(row["floor"]), row["n"], row["unit"], wanted]
 
 
 def insert(text, report):
@@ -40,8 +74,9 @@ def insert(text, report):
     if not begin or not end:
         raise ValueError(f"the text has no {BEGIN.strip()} ... {END}")
     rows = {(row["section"], row["score"], row["unit"]): row for row in report["scores"]}
-    shown = [rows[key] for key in SHOWN if key in rows]
-    return before + begin + markdown({**report, "scores": shown}) + end + after
+    header = ["part", "score", "value", "95 % interval", "ceiling", "floor", "n", "unit", "aim"]
+    shown = table(header, [row_of(rows[key], aim) for key, aim in SHOWN.items() if key in rows])
+    return before + begin + shown + "\n" + source(report) + "\n" + end + after
 
 
 def main():

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from benchmarks import cost
-from benchmarks.command import machine, run, table, write
+from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.curve import TOLERANCE, curves, knee, merge, read_rows, write_rows
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, read_record
@@ -41,6 +41,7 @@ DIFFUSION = tuple(stage for stage in CASCADE if stage != "clip")
 STEPS, SAMPLERS = (1, 2, 4, 8, 16, 32, 64), ("ddim", "dpmpp_2m")
 GUIDANCE = 3.0                               # "on" for a stage that ships without
 BATCH = 16                                   # clips at a time
+START = 1_000_000                            # no clip of the report: these choose defaults
 
 
 def settings(stage, config, steps=STEPS):
@@ -59,7 +60,7 @@ class Scores:
     def __init__(self, weights, videos, seed=0):
         self.pipe, self.seed, self.count = MakeAVideo.from_pretrained(weights), seed, videos
         self.judge, _, _ = load_network(weights, "judge", device=self.pipe.device)
-        self.data, real = self.pipe.data, RealClips(self.pipe.data, videos)
+        self.data, real = self.pipe.data, RealClips(self.pipe.data, videos, START)
         self.pairs, self.embeds = real.pairs, image_embeds(self.pipe, real.conditions())
         self.digits = real.source
         # As in the report: one window of upF, whose every skip-th frame is a key frame.
@@ -167,7 +168,7 @@ def knees(rows, note):
     header = ["stage", "score", "clips", "best", "knee", "score", "evaluations", "s a clip",
               "default", "score", "evaluations", "s a clip"]
     within = ", ".join(f"{value:g} ({unit})" for unit, value in TOLERANCE.items())
-    return (f"Knee: fewest evaluations within {within} of the best, `python -m benchmarks.steps`; "
+    return (f"Knee: fewest evaluations within {within} of the best, `{command_line()}`; "
             "a guided step is two evaluations (of D^t: one of it and one of D). Seconds are a clip's share "
             f"of a batch of {BATCH}. {note}\n\n"
             + table(header, lines))

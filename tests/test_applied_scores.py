@@ -161,6 +161,8 @@ def test_a_perfect_cascade_scores_as_real_clips_do(truth):
     applications.animation(e)
     applications.variation(e)
     table = applications.extension(e)["extension"]
+    copied = e.rows.pop(("variation", "likeness to the given clip"))     # what it is given it gives back
+    assert copied["value"] == copied["floor"] == 100 and 5 < copied["ceiling"] < 20
     for (section, name), row in e.rows.items():
         if "ceiling" in row:
             assert row["value"] == pytest.approx(row["ceiling"]), (section, name)

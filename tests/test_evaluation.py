@@ -14,9 +14,16 @@ from mavlite.evaluation import report as reporting
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval
 from mavlite.evaluation.judge import pair_logits, pooled
 from mavlite.evaluation.report import Evaluation, Sizes, print_table
-from mavlite.evaluation.samples import RealClips, generate
+from mavlite.evaluation.samples import (
+    RealClips,
+    clearest_embeds,
+    generate,
+    image_embeds,
+    matched_clips,
+    pairs_in_turn,
+)
 from mavlite.evaluation.tracker import match, track
-from mavlite.moving_mnist import LabelledClips
+from mavlite.moving_mnist import LabelledClips, clearest
 from mavlite.objectives import either_order
 from mavlite.prompts import PAIRS, pair_index, parse_prompt
 from mavlite.stages import STAGES, build_network
@@ -127,17 +134,36 @@ def test_real_clips_are_of_the_test_split_and_know_their_digits(smoke_config):
     assert torch.equal(real.frames(16)[2:], later.frames(16))
 
 
+def test_matched_clips_hold_the_pairs_that_are_asked_for(smoke_config):
+    data, wanted = smoke_config("decoder_t").data, pairs_in_turn(120)
+    assert set(wanted[:55].tolist()) == set(range(55)) and torch.equal(wanted[55:110], wanted[:55])
+    here, there = matched_clips(data, wanted), matched_clips(data, wanted, block=1)
+    assert torch.equal(here.pairs, wanted) and torch.equal(there.pairs, wanted)
+    assert len(set(here.indices)) == 120 and not set(here.indices) & set(there.indices)
+    shown = here.clips.labels(here.indices)
+    assert torch.equal(pair_index(shown[:, 0], shown[:, 1]), wanted)
+
+
 # --- the report --------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def evaluation(smoke_weights):
-    return Evaluation(smoke_weights, Sizes(videos=3, motion=3, frames=2, timed=1, applied=2, extended=2,
-                                           length=75), device="cpu")
+    sizes = Sizes(videos=3, reference=16, motion=3, frames=2, timed=1, applied=2, extended=2, length=75)
+    return Evaluation(smoke_weights, sizes, device="cpu")
+
+
+def test_the_clearest_frame_is_what_is_embedded(evaluation):
+    frames = evaluation.real.frames(evaluation.data.sizes[0])
+    best = clearest(frames)
+    assert (best > 0).any()
+    expected = image_embeds(evaluation.pipe, frames[range(3), :, best])
+    torch.testing.assert_close(clearest_embeds(evaluation.pipe, frames), expected)
 
 
 def test_generated_clips_are_those_of_their_prompts(evaluation):
     made = generate(evaluation.pipe, 3, batch=2)
-    assert [parse_prompt(prompt) for prompt in made.prompts] == [PAIRS[pair] for pair in made.pairs.tolist()]
+    assert [tuple(sorted(parse_prompt(prompt))) for prompt in made.prompts] == [
+        PAIRS[pair] for pair in made.pairs.tolist()]
     whole = evaluation.pipe(made.prompts, seed=0).stages
     for stage, frames in made.frames.items():
         start, step = {"decoder_t": (0, 1), "interpolation": (1, 3)}.get(stage, (0, 3))
@@ -149,9 +175,9 @@ def test_the_report_holds_every_part(evaluation, capsys):
     report = json.loads(json.dumps(evaluation.run()))        # plain numbers only
     # "frame rate" is there if the tracker sees straight stretches, which one of four steps need not.
     assert {row["section"] for row in report["scores"]} | {"frame rate"} == {
-        "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-FVD", "motion", "frames between",
-        "super-resolution", "flicker", "animation", "interpolation", "variation", "frame rate", "morph",
-        "extension", "cost"}
+        "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-KID", "MM-FVD", "MM-KVD", "motion",
+        "frames between", "super-resolution", "flicker", "animation", "interpolation", "variation",
+        "frame rate", "morph", "extension", "cost"}
     for row in report["scores"]:
         assert math.isfinite(row["value"]) and row["n"] >= 1 and row["unit"], row
         if row["interval"]:
@@ -168,7 +194,7 @@ def test_the_report_holds_every_part(evaluation, capsys):
 
 
 def test_evaluate_writes_a_report_with_plots(smoke_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("mavlite.evaluation.report.QUICK", Sizes(2, 2, 2, 1, 1, 1, 60))
+    monkeypatch.setattr("mavlite.evaluation.report.QUICK", Sizes(3, 16, 2, 2, 1, 1, 1, 60))
     out, weights = tmp_path / "new" / "report.json", shutil.copytree(smoke_weights, tmp_path / "weights")
     assert main(["evaluate", "--quick", "--weights", str(weights), "--out", str(out), "--device", "cpu",
                  "--record"]) == 0
@@ -180,7 +206,7 @@ def test_evaluate_writes_a_report_with_plots(smoke_weights, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--out", "report.txt"], "report.txt"), (["--out", "report.json", "--videos", "1"], "2 videos"),
+    (["--out", "report.txt"], "report.txt"), (["--out", "report.json", "--videos", "2"], "3 videos"),
     (["--out", "report.json", "--applied", "0"], "applications"),
     (["--out", "report.json", "--weights", "nowhere"], "nowhere")])
 def test_evaluate_refuses(arguments, said, tmp_path, monkeypatch, capsys):
@@ -191,7 +217,7 @@ def test_evaluate_refuses(arguments, said, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, sizes", [
     ({}, (2048, 256, 256, 64)), ({"quick": True}, (33, 22, 3, 2)),
-    ({"quick": True, "videos": 2}, (2, 2, 2, 2)), ({"quick": True, "videos": 110}, (110, 22, 3, 2)),
+    ({"quick": True, "videos": 3}, (3, 3, 3, 2)), ({"quick": True, "videos": 110}, (110, 22, 3, 2)),
     ({"quick": True, "videos": 110, "applied": 12}, (110, 22, 12, 3))])
 def test_how_many_clips_are_looked_at(arguments, sizes, tmp_path, monkeypatch):
     class Asked(Exception):

@@ -144,6 +144,17 @@ def test_intervals_cover_the_true_mean_about_as_often_as_they_say():
     assert 176 <= sum(low < 0 < high for low, high in intervals) <= 198              # 190 +- four deviations
 
 
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_intervals_of_few_clips_are_wide_enough(n):
+    intervals = [bootstrap(torch.randn(n, generator=torch.Generator().manual_seed(k)), seed=k, n=500)
+                 for k in range(300)]
+    assert sum(low < 0 < high for low, high in intervals) >= 261                     # 87 %; of 3 it was 60 %
+
+
+def test_one_clip_has_no_interval_of_its_own():
+    assert bootstrap(torch.tensor([2.0])) == (2, 2)
+
+
 def test_a_ratio_resamples_both_alike():
     hard = torch.rand(50) + 0.1
     assert bootstrap(0.5 * hard, hard) == pytest.approx((0.5, 0.5), abs=1e-9)

@@ -10,6 +10,7 @@ from mavlite.evaluation.motion import (
     clean_steps,
     clip_speeds,
     identity_switches,
+    median_interval,
     reflection_error,
     separated,
     speed_error,
@@ -183,7 +184,17 @@ def test_without_separated_frames_nothing_but_stillness_is_measured(trajectories
     centres = true_centres(trajectories, 6.0)[:5, :, :1].expand(-1, -1, 2, -1)       # one on the other
     found = summary(centres, 6.0, torch.zeros(5, FRAMES, 55))
     assert found.pop("still_share_count") == 5
+    assert found.pop("speed_error_interval") is None and found.pop("still_share_interval")[1] < 0.5
     assert len(found) == 11 and set(found.values()) == {0}
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
+    assert median_interval(torch.rand(5)) is None
+    assert median_interval(torch.arange(6.0)) == (0, 5)      # wrong if all six lie on one side: 1 in 32
+    assert median_interval(torch.arange(100.0).flip(0)) == (39, 60)                  # of any table
+    generator = torch.Generator().manual_seed(0)
+    intervals = [median_interval(torch.rand(25, generator=generator)) for _ in range(400)]
+    assert 368 <= sum(low < 0.5 < high for low, high in intervals) <= 395            # 0.957 of them
 
 
 @every_rate

@@ -15,7 +15,7 @@ from mavlite.device import autocast
 from mavlite.evaluation import fidelity, motion
 from mavlite.evaluation.accuracy import interval, score
 from mavlite.evaluation.judge import judge_clips, pooled
-from mavlite.evaluation.samples import RealClips, decode, image_embeds
+from mavlite.evaluation.samples import RealClips, decode, image_embeds, matched_clips
 from mavlite.evaluation.tracker import track
 from mavlite.moving_mnist import box_resize
 from mavlite.prompts import PAIRS, make_prompt
@@ -81,12 +81,16 @@ def interpolation(e):
 
 
 def variation(e):
-    """Other videos of the same digits."""
+    """Other videos of the same digits: as far from the given one as real clips of its pair are?"""
     real = shown_apart(e.data, e.sizes.applied)
     true, skip = real.frames(e.data.sizes[-1]), e.data.frame_skip
     made = batches(lambda rows, i: e.pipe.vary(Video(true[rows], e.data.fps), seed=e.seed,
                                                index=i).frames[:, :, ::skip], len(true))
     _kept(e, "variation", "decoder_t", made, true, real.pairs)
+    others, values = matched_clips(e.data, real.pairs, block=3), fidelity.psnr(made, true)
+    e.add("variation", "likeness to the given clip", values.mean().item(), len(values), unit="dB PSNR",
+          stage="decoder_t", interval=fidelity.bootstrap(values),
+          ceiling=fidelity.psnr(others.frames(e.data.sizes[-1]), true).mean().item(), floor=fidelity.PSNR_CAP)
 
 
 def _kept(e, section, stage, made, true, pairs):

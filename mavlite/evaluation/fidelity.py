@@ -3,6 +3,8 @@
 Frames are in [0, 1] in here, clips (b, c, f, h, w); every score is one number for each clip, (b,).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -82,7 +84,8 @@ def bootstrap(values, over=None, seed=0, n=1000):
     """95 % percentile interval (low, high) of the mean of values (b,), by n resamples of clips (Efron 1979).
 
     With `over` (b,), of mean(values) / mean(over) of the same clips: both are resampled together, so that
-    what makes a clip hard for both cancels.
+    what makes a clip hard for both cancels. Of few clips percentiles are too near: both ends are moved from
+    the mean as Student's interval of the mean is wider (Hesterberg 2015, arXiv 1411.5279).
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(values), (n, len(values)), generator=generator)
@@ -90,4 +93,22 @@ def bootstrap(values, over=None, seed=0, n=1000):
     if over is not None:
         means = means / over.cpu().double()[rows].mean(dim=1)
     low, high = means.quantile(means.new_tensor([0.025, 0.975])).tolist()
-    return low, high
+    mean = (values.double().mean() / (1 if over is None else over.double().mean())).item()
+    wider = widening(len(values))
+    return mean - wider * (mean - low), mean + wider * (high - mean)
+
+
+def widening(b):
+    """How much wider Student's 95 % interval is than the percentile bootstrap's of b values, on average.
+
+        t_0.975(b - 1) / z * sqrt(b / (b - 1)),   z = 1.96
+
+    t by its series in 1/(b - 1) (Abramowitz and Stegun 26.7.5): 3 % too small for b = 3, then nearly exact.
+    One value has no interval, its ends stay where they are; of two it would be wider still than this.
+    """
+    if b < 2:
+        return 1.0
+    z, v = 1.96, b - 1
+    t = (z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))
+    return t / z * math.sqrt(b / v)

@@ -12,7 +12,12 @@ import math
 
 import torch
 
+from mavlite.evaluation.accuracy import interval
+from mavlite.evaluation.judge import judge_clips
+from mavlite.evaluation.samples import decode
+from mavlite.evaluation.tracker import match, track
 from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED
+from mavlite.pipeline import CANDIDATES
 
 LOW, HIGH = DIGIT / 2, CANVAS - DIGIT / 2    # px, where a centre meets a wall: 14 and 50
 APART = 20                                   # px: boxes that far apart overlap little
@@ -139,8 +144,23 @@ def median(values):
     return (values.quantile(0.5).item() if len(values) else 0.0), len(values)
 
 
+def median_interval(values):
+    """95 % interval of the median of (n,) independent values, from their order; None if n < 6: too few.
+
+    The k-th smallest and the k-th largest, of the largest k with P(Binomial(n, 1/2) < k) <= 2.5 %.
+    """
+    n, k, below = len(values), 0, 0.0
+    while (below := below + math.comb(n, k) / 2**n) <= 0.025:
+        k += 1
+    ordered = values.sort().values
+    return (ordered[k - 1].item(), ordered[n - k].item()) if k else None
+
+
 def summary(centres, fps, log_probabilities=None):
-    """Every measure as {name: value, name_count: count}, plain numbers for JSON; `speed` is in px/s."""
+    """Every measure as {name: value, name_count: count}, plain numbers for JSON; `speed` is in px/s.
+
+    Measures of whole clips have a `name_interval` of 95 % as well: clips are independent, steps are not.
+    """
     measures = {
         "speed": median(clip_speeds(centres, fps)),
         "speed_error": speed_error(centres, fps),
@@ -150,5 +170,50 @@ def summary(centres, fps, log_probabilities=None):
     }
     if log_probabilities is not None:
         measures["identity_switches"] = identity_switches(log_probabilities, centres)
-    values = {name: value for name, (value, _) in measures.items()}
-    return values | {f"{name}_count": count for name, (_, count) in measures.items()}
+    shares = {name: interval(*measures[name]) for name in ("still_share", "identity_switches")
+              if measures.get(name, (0, 0))[1]}
+    errors = (clip_speeds(centres, fps) - SPEED).abs() / SPEED
+    intervals = {**shares, "speed_error": median_interval(errors)}
+    return ({name: value for name, (value, _) in measures.items()}
+            | {f"{name}_count": count for name, (_, count) in measures.items()}
+            | {f"{name}_interval": between and list(between) for name, between in intervals.items()})
+
+
+# ---------------------------------------------------------------- the report's part
+
+RATES = (3, 6, 12, 24)                       # key-frame rates at which motion is measured
+NAMES = {"speed_error": "share", "identity_switches": "clips", "straightness": "share",
+         "reflection_error": "px", "still_share": "clips"}                           # and their units
+
+
+def measure(e):
+    """Motion of D^t's key frames at several rates, through the tracker, beside real clips through it.
+
+    At the default rate these are the key frames of all videos of the report; at other rates, where only the
+    error of speed has a row, of the first `e.sizes.motion` prompts. e: the report's `Evaluation`, which gets
+    the rows. Returns the table.
+    """
+    table = []
+    for fps in RATES:
+        n = e.sizes.videos if fps == e.data.fps else e.sizes.motion
+        real = e.real.only(range(n))
+        made = (e.made.frames["decoder_t"] if fps == e.data.fps else
+                decode(e.pipe, "decoder_t", e.made.image_embeds[:n], fps=fps, candidates=CANDIDATES))
+        entry, true = {"fps": fps, "clips": n}, real.centres(fps)
+        for which, frames in (("real", real.frames(e.data.sizes[0], fps)), ("generated", made)):
+            centres = track(e.tracker, frames)
+            entry[which] = summary(centres, fps, judge_clips(e.judge, frames))
+            if which == "real":
+                entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
+        e.add("motion", f"tracker error on real clips at {fps} fps", entry["tracker error, px"], n, unit="px",
+              stage="tracker")
+        table.append(entry)
+    for name, unit in NAMES.items():
+        for entry in table:
+            made, real = entry["generated"], entry["real"]
+            if made[f"{name}_count"] and (name == "speed_error" or entry["fps"] == e.data.fps):
+                e.add("motion", f"{name.replace('_', ' ')} at {entry['fps']} fps", made[name],
+                      made[f"{name}_count"], unit=unit, stage="decoder_t",
+                      interval=made.get(f"{name}_interval"),
+                      ceiling=real[name] if real[f"{name}_count"] else None)
+    return {"motion": table}

@@ -22,25 +22,32 @@ from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
 from mavlite.evaluation import applications, distances, fidelity, motion
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval, score
-from mavlite.evaluation.judge import judge_clips
-from mavlite.evaluation.samples import RealClips, decode, generate, image_embeds, text_embeds
-from mavlite.evaluation.tracker import match, track
-from mavlite.evaluation.video_features import embed_clips
+from mavlite.evaluation.samples import (
+    RealClips,
+    clearest_embeds,
+    decode,
+    generate,
+    image_embeds,
+    matched_clips,
+    pairs_in_turn,
+    text_embeds,
+)
 from mavlite.moving_mnist import box_resize
 from mavlite.pipeline import CANDIDATES, MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
 from mavlite.stages import MEASURING, STAGES, load_network
 
-MOTION_FPS = (3, 6, 12, 24)                  # key-frame rates at which motion is measured
 SKIPS = (2, 3, 5)                            # of upF
+SHUFFLE = 19                                 # prompts further is one that hardly ever shares a digit
 
 
 @dataclass
 class Sizes:
     """How many clips each part looks at."""
-    videos: int                              # whole cascade: accuracy, CLIPSIM, MM-FID, MM-FVD
-    motion: int                              # key-frame clips for each rate
+    videos: int                              # whole cascade: accuracy, CLIPSIM, distances, motion
+    reference: int                           # real clips from which kernel distances are measured
+    motion: int                              # key-frame clips for each rate but the default
     frames: int                              # real clips for upF and super-resolution
     timed: int                               # videos timed, one by one
     applied: int                             # real clips animated, varied, ...
@@ -48,7 +55,7 @@ class Sizes:
     length: int                              # frames that those get
 
 
-FULL, QUICK = Sizes(2048, 256, 256, 5, 256, 64, 600), Sizes(33, 22, 8, 1, 3, 2, 600)
+FULL, QUICK = Sizes(2048, 2048, 256, 256, 5, 256, 64, 600), Sizes(33, 512, 22, 8, 1, 3, 2, 600)
 
 
 class Evaluation:
@@ -59,7 +66,7 @@ class Evaluation:
         self.judge, self.tracker, self.features = (
             load_network(weights or SHIPPED, stage, device=self.pipe.device)[0] for stage in MEASURING)
         self.sizes, self.seed, self.progress, self.data = sizes, seed, progress, self.pipe.data
-        self.real = RealClips(self.data, sizes.videos)
+        self.real = matched_clips(self.data, pairs_in_turn(sizes.videos))
         self.scores = []
 
     def add(self, section, name, value, n, *, unit, interval=None, ceiling=None, floor=None, stage=None):
@@ -70,7 +77,7 @@ class Evaluation:
     def run(self):
         """The whole report as a dict of plain numbers, ready for JSON."""
         started, report = time.perf_counter(), {}
-        parts = [self.prompt_accuracy, self.clip_similarity, self.frechet, self.motion, self.interpolation,
+        parts = [self.prompt_accuracy, self.clip_similarity, self.distances, self.motion, self.interpolation,
                  self.super_resolution, self.applications, self.cost]
         with torch.inference_mode():
             bar = tqdm(total=len(parts) + 1, disable=not self.progress)
@@ -126,91 +133,46 @@ class Evaluation:
         C is part of the cascade and chose among its candidates: no blind judge, unlike the others here.
         """
         wanted = F.normalize(text_embeds(self.pipe, self.made.prompts), dim=-1)                      # n d
-        real_prompts = [make_prompt(*PAIRS[pair], False, False) for pair in self.real.pairs.tolist()]
-        real_text = F.normalize(text_embeds(self.pipe, real_prompts), dim=-1)
 
         def similarity(frames, text):
             embeds = image_embeds(self.pipe, rearrange(frames, "n c f h w -> (n f) c h w"))
             embeds = rearrange(F.normalize(embeds, dim=-1), "(n f) d -> n f d", n=len(frames))
             return torch.einsum("n f d, n d -> n f", embeds, text).mean(dim=1)                       # n
+        shift = SHUFFLE % len(wanted) or 1
         generated = similarity(self.made.frames["sr_h"], wanted)
         self.add("CLIPSIM", "frames and prompt", generated.mean().item(), len(generated), unit="cosine",
                  stage="clip", interval=fidelity.bootstrap(generated),
-                 ceiling=similarity(self.real.frames(self.data.sizes[-1]), real_text).mean().item(),
-                 floor=similarity(self.made.frames["sr_h"], wanted.roll(1, dims=0)).mean().item())
+                 ceiling=similarity(self.real.frames(self.data.sizes[-1]), wanted).mean().item(),
+                 floor=similarity(self.made.frames["sr_h"], wanted.roll(shift, dims=0)).mean().item())
 
         real = F.normalize(image_embeds(self.pipe, self.real.conditions()), dim=-1)
         made = F.normalize(self.made.image_embeds, dim=-1)
         prompts = [make_prompt(*pair, False, False) for pair in PAIRS]
         captions = F.normalize(text_embeds(self.pipe, prompts), dim=-1)
         same, cosine = self.made.pairs[:, None] == self.real.pairs, made @ real.T                    # n n
-        within = (real @ real.T)[(self.real.pairs[:, None] == self.real.pairs).fill_diagonal_(False)]
+        alike = same.clone().fill_diagonal_(False)           # real.pairs are made.pairs
+        within = (real @ real.T)[alike]
         self.add("prior", "cosine with real embeddings of the pair", cosine[same].mean().item(),
                  int(same.sum()), unit="cosine", stage="prior",
                  ceiling=within.mean().item() if len(within) else None, floor=cosine[~same].mean().item())
+        if len(within):                                      # near 1, P would make one embedding of each pair
+            self.add("prior", "cosine among its embeddings of a pair", (made @ made.T)[alike].mean().item(),
+                     len(within), unit="cosine", stage="prior", ceiling=within.mean().item())
         hit = ((made @ captions.T).argmax(dim=1) == self.made.pairs).float().mean().item()
         self.add("prior", "nearest of the 55 prompts is its own", hit, len(made), unit="share",
                  stage="prior", interval=interval(hit, len(made)),
                  ceiling=((real @ captions.T).argmax(dim=1) == self.real.pairs).float().mean().item(),
                  floor=1 / len(PAIRS))
 
-    # ------------------------------------------------------------ distances
+    # ------------------------------------------------------------ distances, motion
 
-    def frechet(self):
-        """MM-FID and MM-FVD, with those of known corruptions, which both must rank as worse than real."""
-        size, n = self.data.sizes[-1], self.sizes.videos
-        real, other = self.real.frames(size), RealClips(self.data, n, start=n).frames(size)
-
-        def of_frames(clips):
-            parts = rearrange(clips, "n c f h w -> (n f) c h w").split(512)
-            return torch.cat([self.judge.embed(part.to(self.pipe.device)).float().cpu() for part in parts])
-
-        def of_clips(clips):
-            return embed_clips(self.features, clips)
-        tables, ranks = {}, {}
-        for name, features in (("MM-FID", of_frames), ("MM-FVD", of_clips)):
-            table, ranks[name] = distances.corruption_table(features, real, other, self.seed)
-            if name == "MM-FID":                             # the others leave single frames real
-                table = {key: table[key] for key in ("real", "blur")}
-                ranks[name] = table["blur"] > table["real"]
-            made = self.made.frames["sr_h"]
-            table["generated"] = distances.frechet_distance(features(real), features(made))
-            mildest = min(value for key, value in table.items() if key not in ("real", "generated"))
-            self.add(name, "generated against real", table["generated"], n, unit="distance", floor=mildest,
-                     ceiling=table["real"], stage="video_features" if name == "MM-FVD" else "judge")
-            tables[name] = dict(sorted(table.items(), key=lambda item: item[1]))
-        return {"distances": tables, "corruptions rank as worse": ranks}
-
-    # ------------------------------------------------------------ motion
+    def distances(self):
+        """MM-FID and MM-FVD, and the kernel distances beside them, with those of known corruptions."""
+        return distances.measure(self)
 
     def motion(self):
-        """Motion of D^t's key frames at several rates, through the tracker, beside real clips through it."""
-        n, table = self.sizes.motion, []
-        embeds = self.made.image_embeds[torch.arange(n) % len(self.made.image_embeds)]
-        real = RealClips(self.data, n)
-        for fps in MOTION_FPS:
-            clips = {"real": real.frames(self.data.sizes[0], fps),
-                     "generated": decode(self.pipe, "decoder_t", embeds, fps=fps, candidates=CANDIDATES)}
-            entry = {"fps": fps}
-            for which, frames in clips.items():
-                centres = track(self.tracker, frames)
-                entry[which] = motion.summary(centres, fps, judge_clips(self.judge, frames))
-                if which == "real":
-                    true = real.centres(fps)
-                    entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
-            table.append(entry)
-        for entry in table:
-            self.add("motion", f"tracker error on real clips at {entry['fps']} fps",
-                     entry["tracker error, px"], n, unit="px", stage="tracker")
-        for name, unit in (("speed_error", "share"), ("identity_switches", "clips"),
-                           ("straightness", "share"), ("reflection_error", "px"), ("still_share", "clips")):
-            for entry in table:
-                made, real = entry["generated"], entry["real"]
-                if made[f"{name}_count"] and (name == "speed_error" or entry["fps"] == self.data.fps):
-                    self.add("motion", f"{name.replace('_', ' ')} at {entry['fps']} fps", made[name],
-                             made[f"{name}_count"], unit=unit, stage="decoder_t",
-                             ceiling=real[name] if real[f"{name}_count"] else None)
-        return {"motion": table}
+        """Motion of D^t's key frames at several rates, beside real clips."""
+        return motion.measure(self)
 
     # ------------------------------------------------------------ interpolation
 
@@ -218,27 +180,26 @@ class Evaluation:
         """Hidden frames of real clips: upF against baselines that see the same pixels."""
         n, size = self.sizes.frames, self.data.sizes[0]
         real = RealClips(self.data, n)
-        embeds = image_embeds(self.pipe, real.conditions())
         for skip in SKIPS:
             keys = (self.data.num_frames - 1) // skip + 1
             length = (keys - 1) * skip + 1
             true = real.frames(size, self.data.fps * skip, length)
             hidden = torch.arange(length) % skip > 0
-            filled = self._fill(true, ~hidden, embeds, skip)
             known = true[:, :, ::skip]
+            filled = self._fill(true, ~hidden, skip)
             self._compare(f"upF, skip {skip}", filled, true, hidden, fidelity.linear_blend(known, skip),
                           fidelity.nearest_frame(known, skip))
         half = self.data.num_frames // 2
         true = real.frames(size)
         for name, hidden, last in (("forward", torch.arange(2 * half) >= half, half - 1),
                                    ("backward", torch.arange(2 * half) < half, half)):
-            filled = self._fill(true, ~hidden, embeds, 1)
+            filled = self._fill(true, ~hidden, 1)
             still = torch.where(hidden.view(1, 1, -1, 1, 1), true[:, :, last:last + 1], true)
             self._compare(f"upF, extrapolation {name}", filled, true, hidden, still)
 
-    def _fill(self, frames, known, embeds, skip):
+    def _fill(self, frames, known, skip):
         network, config, parts = self.pipe.networks["interpolation"], self.pipe.configs["interpolation"], []
-        device = self.pipe.device
+        device, embeds = self.pipe.device, clearest_embeds(self.pipe, frames[:, :, known])
         with autocast(device, self.pipe.precision):
             for start in range(0, len(frames), 16):
                 part, y_e = (x[start:start + 16].to(device) for x in (frames, embeds))
@@ -249,13 +210,21 @@ class Evaluation:
         return torch.cat(parts)
 
     def _compare(self, name, made, true, hidden, *baselines):
-        """PSNR and SSIM of the hidden frames against the better baseline."""
+        """The hidden frames against those of the better baseline."""
         made, true, *baselines = (x[:, :, hidden] for x in (made, true, *baselines))
+        self._fidelity("frames between", name, "interpolation", made, true, baselines)
+
+    def _fidelity(self, section, name, stage, made, true, baselines):
+        """PSNR and SSIM, each above that of the better baseline."""
         for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
-            values = measure(made, true)
-            self.add("frames between", name, values.mean().item(), len(values), unit=unit,
-                     stage="interpolation", interval=fidelity.bootstrap(values),
-                     floor=max(measure(baseline, true).mean().item() for baseline in baselines))
+            values, floor = measure(made, true), max((measure(baseline, true) for baseline in baselines),
+                                                     key=torch.mean)
+            self.add(section, name, values.mean().item(), len(values), unit=unit, stage=stage,
+                     interval=fidelity.bootstrap(values), floor=floor.mean().item())
+            gain = values - floor                            # of the same clips: what makes one hard cancels
+            if unit == "dB PSNR":
+                self.add(section, f"{name}, more than baseline", gain.mean().item(), len(gain), unit=unit,
+                         stage=stage, interval=fidelity.bootstrap(gain), floor=0.0)
 
     # ------------------------------------------------------------ super-resolution
 
@@ -267,8 +236,7 @@ class Evaluation:
         length = (keys - 1) * skip + 1
         full = real.frames(64, self.data.fps * skip, length)
         low, mid, high = (box_resize(full, size) for size in (small, middle, large))
-        embeds = image_embeds(self.pipe, real.conditions())
-        filled = self._fill(low, torch.arange(length) % skip == 0, embeds, skip)
+        filled = self._fill(low, torch.arange(length) % skip == 0, skip)
         together, alone = self._enlarge("sr_l_t", low), self._enlarge("sr_l", low)
         shared, independent = self._enlarge("sr_h", mid, True), self._enlarge("sr_h", mid, False)
         for stage, name, made, given, true in (
@@ -277,11 +245,8 @@ class Evaluation:
                 ("sr_l", "SR_l, clean input", alone, low, mid),
                 ("sr_h", "SR_h, clean input", shared, mid, high),
                 ("sr_h", "SR_h, SR_l^t's frames", self._enlarge("sr_h", together, True), together, high)):
-            for unit, measure in (("dB PSNR", fidelity.psnr), ("SSIM", fidelity.ssim)):
-                values = measure(made, true)
-                self.add("super-resolution", name, values.mean().item(), n, unit=unit, stage=stage,
-                         interval=fidelity.bootstrap(values),
-                         floor=measure(fidelity.bicubic(given, true.shape[-1]), true).mean().item())
+            self._fidelity("super-resolution", name, stage, made, true,
+                           [fidelity.bicubic(given, true.shape[-1])])
         for stage, name, first, second, true in (
                 ("sr_l_t", "SR_l^t / SR_l frame by frame", together, alone, mid),
                 ("sr_h", "SR_h shared / independent noise", shared, independent, high)):
@@ -308,7 +273,7 @@ class Evaluation:
     # ------------------------------------------------------------ cost
 
     def cost(self):
-        """Median seconds of each stage for one video, and the peak of memory."""
+        """Median seconds of each stage for one video, and the peak of memory so far."""
         if self.pipe.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.pipe.device)
         self.pipe("two and 4")                               # warm up
@@ -316,9 +281,10 @@ class Evaluation:
         seconds = {name: torch.tensor([run[name] for run in runs]).median().item() for name in runs[0]}
         for name, value in {**seconds, "in all": sum(seconds.values())}.items():
             self.add("cost", name, value, len(runs), unit="s a video")
-        peak = peak_memory(self.pipe.device)                 # on a CPU of the whole process: all of this
+        peak = peak_memory(self.pipe.device)
         if not math.isnan(peak):
-            self.add("cost", "peak memory", peak / 2**30, 1, unit="GiB")
+            name = "peak memory" + ("" if self.pipe.device.type == "cuda" else " of this whole report")
+            self.add("cost", name, peak / 2**30, 1, unit="GiB")
 
 
 def print_table(report):
@@ -336,7 +302,7 @@ def print_table(report):
 
 
 def markdown(report):
-    """The same table for a README."""
+    """The same table as Markdown."""
     def cell(row, key):
         return "" if row[key] is None else f"{row[key]:.3f}"
     lines = ["| part | score | value | 95 % interval | ceiling | floor | n | unit |",
@@ -345,10 +311,14 @@ def markdown(report):
         between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
         lines.append(f"| {row['section']} | {row['score']} | {row['value']:.3f} | {between} | "
                      f"{cell(row, 'ceiling')} | {cell(row, 'floor')} | {row['n']} | {row['unit']} |")
+    return "\n".join([*lines, "", source(report)]) + "\n"
+
+
+def source(report):
+    """How many clips of what made a report, and where: one line."""
     sizes = ", ".join(f"{count} {name}" for name, count in report["sizes"].items())
-    lines += ["", f"{report['digits']} digits, test split; {sizes}; seed {report['seed']}; "
-                  f"{report['device']}, {report['threads']} threads, {report['seconds']:.0f} s."]
-    return "\n".join(lines) + "\n"
+    return (f"{report['digits']} digits, test split; {sizes}; seed {report['seed']}; "
+            f"{report['device']}, {report['threads']} threads, {report['seconds']:.0f} s.")
 
 
 def record(report, weights):
@@ -377,8 +347,8 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
         sizes = replace(sizes, applied=applied, extended=max(1, applied // 4))
     if sizes.applied < 1:
         raise MavliteError(f"{sizes.applied} clips for the applications; they need 1 or more")
-    if sizes.videos < 2:
-        raise MavliteError("a distance between sets of clips needs 2 videos or more")
+    if sizes.videos < 3:
+        raise MavliteError("a distance between sets of clips needs 3 videos or more")
     if out.suffix != ".json":
         raise MavliteError(f"{out}: a report is written as .json")
     try:                                                     # before hours of work

@@ -11,11 +11,13 @@ from mavlite import cascade
 from mavlite.candidates import closest_candidates
 from mavlite.device import autocast
 from mavlite.digits import load_digits
-from mavlite.moving_mnist import LabelledClips
+from mavlite.moving_mnist import LabelledClips, clearest
 from mavlite.prompts import PAIRS, make_prompt, pair_index
 from mavlite.session import to_unit
 
 TEST_SEED = 20_000                           # of the simulator: test clips are no stage's training clips
+BLOCK = 2**18                                # indices from which one set of matched clips is taken
+STRIDE = 7                                   # through the 55 pairs: few clips see many digits, too
 
 
 class RealClips:
@@ -52,9 +54,27 @@ class RealClips:
         return self.clips.condition_frames(self.indices, self.data.sizes[0])
 
 
+def pairs_in_turn(count):
+    """`count` indices into `prompts.PAIRS`, (n,): each pair equally often, if 55 divides `count`."""
+    return STRIDE * torch.arange(count) % len(PAIRS)
+
+
+def matched_clips(data, pairs, block=0):
+    """`RealClips` that hold the given pairs (n,), one for one.
+
+    Drawn blindly, a set of real clips would hold some pairs more often than others and one half as many
+    doubles as `generate` makes, a difference that is no fault of what was generated. block: which of many
+    sets without a common clip.
+    """
+    wanted = pairs.tolist()
+    pool = RealClips(data, 2000 + 4 * len(wanted), start=block * BLOCK)              # doubles are one in 100
+    rows = {pair: iter((pool.pairs == pair).nonzero()[:, 0].tolist()) for pair in set(wanted)}
+    return pool.only([next(rows[pair]) for pair in wanted])
+
+
 @dataclass
 class Generated:
-    """Videos from prompts, all pairs in turn.
+    """Videos from prompts, all pairs in turn, numerals and words, either digit first.
 
     frames: stage -> (n, c, f, h, w) in [0, 1], the frames at key times as that stage left them; of upF,
     which copies those through, the ones halfway between.
@@ -71,8 +91,8 @@ STAGES_OF_A_VIDEO = ("decoder_t", "interpolation", "sr_l_t", "sr_h")
 
 def generate(pipe, count, *, seed=0, batch=8, progress=False):
     """`count` videos with the default settings; not all frames are kept, so that thousands fit in memory."""
-    pairs = torch.arange(count) % len(PAIRS)
-    prompts = [make_prompt(*PAIRS[pair], k // 55 % 2 == 0, k // 110 % 2 == 0)
+    pairs = pairs_in_turn(count)
+    prompts = [make_prompt(*PAIRS[pair][::-1 if k // 4 % 2 else 1], k % 2 == 0, k // 2 % 2 == 0)
                for k, pair in enumerate(pairs.tolist())]
     parts = {name: [] for name in (*STAGES_OF_A_VIDEO, "image_embeds", "text_embeds")}
     for start in tqdm(range(0, count, batch), desc="videos", disable=not progress, leave=False):
@@ -115,6 +135,12 @@ def image_embeds(pipe, frames, batch=256):
     with autocast(pipe.device, pipe.precision):
         return torch.cat([pipe.networks["clip"].image_embeds(part.to(pipe.device)).float().cpu()
                           for part in frames.split(batch)])
+
+
+def clearest_embeds(pipe, frames):
+    """C_y of the clearest frame of each clip (n, c, f, h, w): (n, d). Give it what may be known only."""
+    best = clearest(frames)                                                          # n
+    return image_embeds(pipe, frames[torch.arange(len(frames)), :, best])
 
 
 @torch.no_grad()
