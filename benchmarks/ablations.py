@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.command import command_line
 from mavlite.checkpoint import SHIPPED
 from mavlite.config import load_config
 from mavlite.device import autocast, keep_freed_memory
@@ -73,8 +74,8 @@ def main():
     p.add_argument("--out", required=True, metavar="MARKDOWN")
     args = p.parse_args()
     keep_freed_memory()
-    command = f"python -m benchmarks.ablations --config {args.config} --steps {args.steps}"
-    lines = [f"{args.steps} steps each, `{command}`", "",
+    lines = [f"{args.steps} steps each, `{command_line()}`. A row is scored by the loss of the recipe that "
+             "it changes: what trains another loss, or never saw its noise, is at a disadvantage.", "",
              "| stage | choice | overrides | test loss | training, s |", "|---|---|---|---|---|"]
     for name, stage, overrides in tqdm(ROWS):
         shorter = [f"train.steps={args.steps}", f"train.warmup_steps={min(50, args.steps // 4)}",

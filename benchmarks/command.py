@@ -1,6 +1,7 @@
 """A benchmark as a command: what goes wrong is said in one line, and tables are kept as Markdown."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def recipe_arguments(doc, stages, steps):
     if args.steps < 1:
         raise MavliteError(f"--steps {args.steps}: must be 1 or more")
     return args
+
+
+def command_line():
+    """The command that is running, as it was typed."""
+    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def table(header, rows):

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from benchmarks.command import machine, recipe_arguments, run, table, write
+from benchmarks.command import command_line, machine, recipe_arguments, run, table, write
 from mavlite.config import load_config
 from mavlite.device import keep_freed_memory, pick_device, pick_precision
 from mavlite.training import Trainer
@@ -49,8 +49,7 @@ def main():
     device = pick_device()
     rows = [measure(args.config, stage, args.weights, args.steps) for stage in tqdm(args.stages)]
     header = ["stage", "s a step", "compiled", "saved", "s to the end of step 1", "steps until that pays"]
-    command = f"python -m benchmarks.compile --config {args.config} --stages {' '.join(args.stages)}"
-    write(f"`{command}`, median of {args.steps} steps: {machine(device, pick_precision(device))}.\n\n"
+    write(f"`{command_line()}`, median of {args.steps} steps: {machine(device, pick_precision(device))}.\n\n"
           + table(header, rows), args.out)
 
 

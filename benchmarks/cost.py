@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.command import machine, run, table, write
+from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
 from mavlite import cascade, pipeline
 from mavlite.candidates import closest_candidates
@@ -144,7 +144,7 @@ def main():
     header = ["stage", "GFLOP each", "evaluations", "GFLOP", "seconds", "share", "GFLOP/s",
               "of the convolution rate", "peak memory, MiB"]
     holding = "the weights" if pipe.device.type == "cuda" else "PyTorch and the weights"
-    write(f"One video of {length} frames, {length / rate:.2f} s long, `python -m benchmarks.cost`, median of "
+    write(f"One video of {length} frames, {length / rate:.2f} s long, `{command_line()}`, median of "
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
           "network, of which a guided step takes two (of D^t, one of it and one of D), the mean over the "

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.command import machine, run, write
+from benchmarks.command import command_line, machine, run, write
 from benchmarks.timing import PROMPT, in_own_process
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import peak_memory, pick_device, pick_precision
@@ -113,7 +113,7 @@ def main():
             low, high = (end(row[along] for row in rows) for end in (min, max))
             lines.append(f"- {name} = {start:.3f} {unit} + {slope:.5f} {unit} × {what}, "
                          f"from {low} to {high}: R^2 {r2:.4f}\n")
-    write(f"`python -m benchmarks.growth`, median of {args.repeats}: "
+    write(f"`{command_line()}`, median of {args.repeats}: "
           f"{machine(device, pick_precision(device))}. Values: [growth.csv](growth.csv), drawn: "
           "[growth.png](growth.png). Straight lines that fit best:\n\n" + "".join(lines), out / "growth.md")
 

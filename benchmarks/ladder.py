@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command import command_line
 from mavlite.checkpoint import SHIPPED
 from mavlite.config import load_config
 from mavlite.curves import read_curve
@@ -50,7 +51,7 @@ def main():
     args = p.parse_args()
     keep_freed_memory()
     header = ["stage", f"first {MEAN} steps", f"last {MEAN} of {args.steps}", "new clips, same step"]
-    lines = [f"Written by `python -m benchmarks.ladder --config {args.config} --steps {args.steps}`.", "",
+    lines = [f"Written by `{command_line()}`.", "",
              f"| {' | '.join(header)} |", "|---|---|---|---|"]
     for stage in tqdm(args.stages):
         config = load_config(args.config, stage, [f"train.steps={args.steps}", "data.num_clips=1"])

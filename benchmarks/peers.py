@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.command import machine, run, table, write
+from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.timing import in_own_process, median_seconds, stage_seconds
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, keep_freed_memory, peak_memory, pick_device, pick_precision
@@ -208,7 +208,7 @@ def main():
     ours = in_own_process(text_to_clip, args.weights, args.repeats)
     device = pick_device()
     at_a_time = "" if args.micro_batch == BATCH else f", {args.micro_batch} clips at a time"
-    write(f"`python -m benchmarks.peers`: {machine(device, pick_precision(device))}. Batch of {BATCH} clips "
+    write(f"`{command_line()}`: {machine(device, pick_precision(device))}. Batch of {BATCH} clips "
           f"of {' × '.join(map(str, SHAPE[1:]))}, median of {args.repeats} after warm-up. A training step is "
           f"forward, squared error, backward and AdamW{at_a_time}. Layout: the faster of two. FLOPs are of "
           "matrix products and convolutions. Peak memory holds weights, activations and, in training, "

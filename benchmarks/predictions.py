@@ -10,7 +10,7 @@ it is worth only `mavlite evaluate` and `python -m benchmarks.steps` can tell.
 import argparse
 import dataclasses
 
-from benchmarks.command import machine, run, table, write
+from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.cost import evaluations
 from benchmarks.timing import stage_seconds
 from mavlite.checkpoint import SHIPPED
@@ -66,7 +66,7 @@ def main():
                      *(f"{sum(found.values()):.3f}" for found in (predicted, outcome))])
     header = ["change", "evaluations", "these stages, predicted s", "measured s",
               "whole video, predicted s", "measured s"]
-    write(f"Seconds of one video, median of {args.repeats}, `python -m benchmarks.predictions`; a guided "
+    write(f"Seconds of one video, median of {args.repeats}, `{command_line()}`; a guided "
           f"step is two evaluations. {machine(pipe.device, pipe.precision)}.\n\n"
           + table(header, rows), args.out)
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.command import machine, recipe_arguments, run, table, write
+from benchmarks.command import command_line, machine, recipe_arguments, run, table, write
 from benchmarks.cost import machine_rates
 from mavlite import objectives
 from mavlite.config import STAGE_NAMES, load_config
@@ -100,7 +100,7 @@ def main():
     rows.append(["in all", *[""] * 8, f"{flops / 1e15:.2f}", f"{seconds / 60:.0f}"])
     header = ["stage", "batch", "samples/s", "frames/s", "GFLOP a step", "GFLOP/s", "of the convolution rate",
               "simulator's share", "steps", "PFLOP in all", "minutes in all"]
-    write(f"`python -m benchmarks.training --config {args.config}`, median of {args.steps} steps: "
+    write(f"`{command_line()}`, median of {args.steps} steps: "
           f"{machine(device, pick_precision(device))}; matrix product {product:.0f} GFLOP/s, convolution "
           f"{convolution:.0f} GFLOP/s. A sample is a frame or a clip; minutes are steps times seconds.\n\n"
           + table(header, rows), args.out)

@@ -4,7 +4,7 @@
 
 The short form is a part of `make test`; --long tries many more moments, offsets and configurations. --only
 tries some points, and renews only their lines in the table that --out names. Exit code 1 if any line does
-not hold. Needs Linux, and hypothesis (`pip install "mavlite[test]"`).
+not hold. Needs Linux, and hypothesis (`pip install -e ".[test]"`).
 """
 
 import argparse
