@@ -1,5 +1,7 @@
 """Pictures and videos in, videos out: what `mavlite animate, interpolate, vary, extend, morph` do."""
 
+from pathlib import Path
+
 from mavlite.generate import write_files
 from mavlite.inputs import read_image, read_video
 from mavlite.pipeline import MakeAVideo
@@ -16,6 +18,8 @@ def apply(application, inputs, outputs, *, invert="auto", weights=None, device=N
     """
     for path in outputs:
         check_output_path(path, several=application == "morph")
+    if stages_out:
+        check_output_path(Path(stages_out) / "any.png")
     pipe = MakeAVideo.from_pretrained(weights, device=device)
     size, channels = pipe.data.sizes[-1], pipe.data.channels
     if application in ("animate", "interpolate"):

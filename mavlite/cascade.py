@@ -42,20 +42,30 @@ class Noise:
 
 
 def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, start=None, strength=1.0,
-        choose=None, away_from=None):
+        choose=None, away_from=None, correct=None):
     """Sample one stage. draw_noise() gives noise of the whole batch.
 
     settings: a SampleConfig, else the stage's own. start: data to begin from instead of pure noise, noised
     to the time `strength` in (0, 1]. choose: x_0 (b n, ...) of all candidates -> the rows (b,) that go on
-    from half way, and are returned. away_from: what guidance leads away from, see `make_denoiser`.
+    from half way, and are returned. away_from: what guidance leads away from, see `make_denoiser`. correct:
+    (x_0, conditions) -> x_0, what is known better than the network does, in every step.
     """
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
 
     def build(conditions):
-        return make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
-                             learned_variance=d.loss == "hybrid", away_from=away_from,
-                             guidance_until=settings.guidance_until)
+        denoise = make_denoiser(diffusion, network, conditions, settings.guidance_scale, clip,
+                                learned_variance=d.loss == "hybrid", away_from=away_from,
+                                guidance_until=settings.guidance_until)
+        if correct is None:
+            return denoise
+
+        def corrected(x_t, t):
+            made = denoise(x_t, t)
+            if isinstance(made, tuple):
+                return correct(made[0], conditions), made[1]
+            return correct(made, conditions)
+        return corrected
 
     denoise = (build(conditions) if choose is None
                else ChosenHalfWay(build, conditions, choose, half=half_way(settings.steps)))
@@ -115,7 +125,8 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
     """upF on windows: the unknown frames of (b, n, c, f, h, w), n windows a video; the known ones are copied.
 
     known: bool (f,), the same in all windows. image_embeds (b, d), fps of key frames, skip: the condition.
-    choose: see `run`; the b are then candidates with one window each, and the chosen are returned.
+    In every step x_0 of the known frames is the truth, so x_t there is what training showed: truth and noise.
+    choose: see `run`; then each of the b rows is a candidate, with one window, and the chosen are returned.
     away_from: as in `run_decoder_t`.
     """
     _, n, c, f, h, w = frames.shape
@@ -129,21 +140,20 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
     def draw_noise():
         return rearrange(noise(n, c, f, h, w), "b n ... -> (b n) ...")
 
-    def fill(x):
-        return torch.where(known[0].bool(), masked, x)       # (b n) c f h w
+    def copy_known(x_0, conditions):
+        return torch.where(known[0].bool(), conditions["concat"][:, :c], x_0)        # (b n) c f h w
 
-    filled = run(in_batches(network), config, draw_noise, conditions, settings=settings,
-                 choose=choose and (lambda x_0: choose(fill(x_0))), away_from=away_from)
-    masked = masked[::len(masked) // len(filled)]            # a video's candidates share their known frames
-    return rearrange(fill(filled), "(b n) c f h w -> b n c f h w", n=n)
+    filled = run(in_batches(network), config, draw_noise, conditions, settings=settings, choose=choose,
+                 away_from=away_from, correct=copy_known)
+    return rearrange(filled, "(b n) c f h w -> b n c f h w", n=n)
 
 
 def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None, choose=None,
                 away_from=None):
     """upF on the key-frame grid: key frames (b, c, k, h, w) and what comes after them, `num_keys` in all.
 
-    Window by window: the last half of a window's length is known, the other half made; y_e stays the same.
-    One network evaluation thus moves on by seconds, where small steps at the full rate would drift.
+    Window by window: the last keys so far become the first half of a window, whose other half is made; y_e
+    stays the same. One such walk goes on by seconds, where many small ones at the full rate would drift.
     choose: see `run`, for every window anew, where noise is for n each. away_from: as in `run_decoder_t`.
     """
     length, n = config.data.num_frames, noise.each

@@ -17,6 +17,7 @@ from einops import repeat
 from torch import nn
 
 from mavlite.config import ClipConfig
+from mavlite.device import full_precision
 from mavlite.errors import MavliteError
 from mavlite.prompts import VOCABULARY, check_words, parse_prompt
 
@@ -144,8 +145,14 @@ class PairClipLoss(open_clip.ClipLoss):
     """
 
     def forward(self, image_features, text_features, logit_scale, groups):
-        """groups: (n,) int, equal where captions mean the same; n is the whole batch over all ranks."""
-        logits, _ = self.get_logits(image_features, text_features, logit_scale)      # n n
+        """groups: (n,) int, equal where captions mean the same; n is the whole batch over all ranks.
+
+        The scale is at most 100, as in CLIP (Radford et al. 2021, 2.5). Never in 16 bits: there, logits
+        around 100 are half a unit apart.
+        """
+        features = (x if x.dtype == torch.float64 else x.float() for x in (image_features, text_features))
+        with full_precision(image_features.device):
+            logits, _ = self.get_logits(*features, logit_scale.clamp(max=100.0))     # n n
         others = groups[:, None].eq(groups) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
         logits = logits.masked_fill(others, -math.inf)
         labels = torch.arange(len(logits), device=logits.device)

@@ -31,7 +31,10 @@ def pick_precision(device, wanted="auto"):
 
     bf16 where the hardware has it: CUDA from compute capability 8.0 (a T4 reports support but emulates it,
     slowly), CPUs with AVX512-BF16 or AMX. fp16 with loss scaling on older CUDA GPUs, fp32 elsewhere.
+    Raises MavliteError for an unknown one.
     """
+    if wanted not in ("auto", "bf16", "fp16", "fp32", "fp64"):
+        raise MavliteError(f"precision: {wanted!r} is none of auto, bf16, fp16, fp32, fp64")
     if wanted != "auto":
         return wanted
     if fast_bf16(device):

@@ -1,5 +1,6 @@
 """Prompts to files: what `mavlite generate` does."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None
     prompts = [prompt for prompt in prompts for _ in range(num_videos)]
     for path in outputs:
         check_output_path(path, several=len(prompts) > 1)
+    if stages_out:
+        check_output_path(Path(stages_out) / "any.png")
     pipe = MakeAVideo.from_pretrained(weights, device=device)
     if pipe.networks["clip"].tiny:
         for prompt in prompts:
@@ -61,8 +64,10 @@ def write_files(video, outputs, stages_out=None):
     for name, frames in video.stages.items() if stages_out else ():
         if frames.ndim > 2:                                  # embeddings are no pictures
             frames = frames[:, :, None] if frames.ndim == 4 else frames
+            # Key frames are as many fewer a second: they fill the same time.
+            fps = video.fps * max(1, frames.shape[2] - 1) / max(1, video.frames.shape[2] - 1)
             for suffix in ("png", "gif"):
-                print("wrote", Video(frames, video.fps).save(Path(stages_out) / f"{name}.{suffix}"))
+                print("wrote", Video(frames, fps).save(Path(stages_out) / f"{name}.{suffix}"))
     seconds = ", ".join(f"{stage} {t:.2f}" for stage, t in video.seconds.items())
     print(f"{len(video)} x {video.frames.shape[2]} frames at {video.fps:g} fps; seconds: {seconds}, "
           f"in all {sum(video.seconds.values()):.2f}")
@@ -77,9 +82,9 @@ def _join(parts):
 
 
 def _write(video, path):
-    if path.suffix:
+    if path.suffix and not path.is_dir():
         video.save(path)
         return
     for i, clip in enumerate(video):                         # a folder: one file a video
-        name = "-".join([f"{i:04d}", *(prompt.replace(" ", "-") for prompt in clip.prompts)])
-        clip.save(path / f"{name}.mp4")
+        said = re.sub(r"[^\w]+", "-", " ".join(clip.prompts))[:60]   # a public CLIP takes any text
+        clip.save(path / f"{i:04d}-{said}.mp4")

@@ -1,9 +1,11 @@
 """What the guidance of D^t leads away from: what D would make of each frame by itself.
 
-Ordinary classifier-free guidance leads a clip away from D^t's own prediction for no embedding. That one moves
-as well as the guided one does, so guidance brings out the digits, not the motion; and it brings them out in
-every frame for itself. D is a weaker model of the same frames, as autoguidance wants it (Karras et al. 2024,
-arXiv 2406.02507): D^t before it saw a video. Make-A-Video has nothing of the kind.
+    x_0 + (scale - 1) (x_0 - x_0^D),     x_0^D of D, frame by frame, with the embedding dropped
+
+Ordinary classifier-free guidance leads a clip away from D^t's own prediction with the embedding dropped. That
+one moves as well as the guided one does, so guidance brings out the digits, not the motion; and it brings
+them out in each frame separately. D is a weaker model of the same frames, as autoguidance wants it (Karras et
+al. 2024, arXiv 2406.02507): D^t before it saw a video. Make-A-Video has nothing of the kind.
 """
 
 from mavlite.diffusion import Diffusion
@@ -13,7 +15,7 @@ from mavlite.sampling import make_denoiser
 
 
 def single_frames(network, config):
-    """denoise(x_t, t) of D for clips (b, c, f, h, w): each frame by itself, of no embedding.
+    """denoise(x_t, t) of D for clips (b, c, f, h, w): each frame by itself, with the embedding dropped.
 
     network, config: D's. Its answer says neither what the frames shall show nor that they belong together;
     x_0 of D^t minus this one points to both.

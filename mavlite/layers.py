@@ -104,9 +104,12 @@ def attend(q, k, v, bias=None):
     if q.device.type == "cpu":
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
         return (scores if bias is None else scores + bias).softmax(dim=-1) @ v
+    lead = q.shape[:-3]
+    q, k, v = (x.flatten(0, -4) if x.ndim > 4 else x for x in (q, k, v))             # kernels want b m n d
     if bias is not None:
         bias = bias.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return y.unflatten(0, lead) if len(lead) > 1 else y
 
 
 class PseudoAttention3d(nn.Module):

@@ -135,10 +135,11 @@ def draw(digits, positions, canvas=CANVAS):
 
 def box_matrix(source, target, device=None):
     """Exact area weights (target, source): each target pixel averages its share of source pixels."""
-    edges = torch.arange(target + 1, device=device, dtype=torch.float64) * source / target
-    cells = torch.arange(source, device=device, dtype=torch.float64)
+    # In float64, which MPS does not have, hence on the CPU.
+    edges = torch.arange(target + 1, dtype=torch.float64) * source / target
+    cells = torch.arange(source, dtype=torch.float64)
     covered = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
-    return (covered.clamp(min=0) * target / source).float()
+    return (covered.clamp(min=0) * target / source).float().to(device)
 
 
 def box_resize(frames, size):
@@ -153,7 +154,8 @@ def box_resize(frames, size):
     if source % size == 0:                                   # whole windows: plain pooling is exact
         return F.avg_pool2d(frames.flatten(0, -3), source // size).unflatten(0, frames.shape[:-2])
     weights = box_matrix(source, size, frames.device).to(frames.dtype)
-    return weights @ (frames @ weights.T)
+    with torch.autocast(frames.device.type, enabled=False):  # targets are not to be rounded to 16 bits
+        return weights @ (frames @ weights.T)
 
 
 def clearest(frames):

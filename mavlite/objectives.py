@@ -14,6 +14,7 @@ from einops import rearrange
 
 from mavlite.clip import PairClipLoss
 from mavlite.config import DataConfig
+from mavlite.device import full_precision
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
 from mavlite.distillation import distillation_loss, student_times
@@ -35,19 +36,20 @@ from mavlite.stages import STAGES, load_network
 
 @dataclass
 class Batch:
-    """One micro-batch of one rank. "Step k" names its own data: sample i of step k has index k * size + i."""
+    """One micro-batch of one rank. "Step k" names its own data: its sample i has index first + k size + i."""
     step: int
     size: int                                # the whole step's batch, all ranks and micro-batches
     accumulate: int = 1
     micro: int = 0
     rank: int = 0
     world: int = 1
+    first: int = 0                           # samples of earlier trainings, which are not shown again
 
     @property
     def everywhere(self):
         """Indices of this micro-batch on all ranks."""
         share = self.size // self.accumulate
-        start = self.step * self.size + self.micro * share
+        start = self.first + self.step * self.size + self.micro * share
         return range(start, start + share)
 
     @property
@@ -71,7 +73,7 @@ class Draws:
         self.batch, self.device, self.dtype = batch, device, dtype
 
     def _slice(self, x):
-        start = self.batch.indices[0] - self.batch.step * self.batch.size
+        start = self.batch.indices[0] - self.batch.first - self.batch.step * self.batch.size
         return x[start:start + len(self.batch.indices)]
 
     def normal(self, *shape):
@@ -132,7 +134,9 @@ def degrade(low, blur, noise_level, noise):
     kernel = torch.exp(-(i - i[:, None]) ** 2 / (2 * blur.clamp(min=0.05)[:, None, None] ** 2))
     kernel = kernel / kernel.sum(dim=-1, keepdim=True)                               # b h h
     kernel = kernel.view(len(low), *(1,) * (low.ndim - 3), size, size)
-    return kernel @ low @ kernel.transpose(-1, -2) + noise_level.view(-1, *(1,) * (low.ndim - 1)) * noise
+    with full_precision(low.device):
+        blurred = kernel @ low @ kernel.transpose(-1, -2)
+    return blurred + noise_level.view(-1, *(1,) * (low.ndim - 1)) * noise
 
 
 def upsample(frames, size):

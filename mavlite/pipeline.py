@@ -17,7 +17,7 @@ from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_
 from mavlite.errors import MavliteError
 from mavlite.guidance import single_frames
 from mavlite.moving_mnist import box_resize, clearest
-from mavlite.prior import renormalise
+from mavlite.prior import renormalise, spherical
 from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
@@ -177,7 +177,7 @@ class MakeAVideo:
             large = cascade.run_super_resolution(*run.stage("sr_h"), middle, settings=run.settings["sr_h"],
                                                  shared_noise=run.shared_noise)
         run.kept |= {"decoder_t": keys, "interpolation": frames, "sr_l_t": middle, "sr_h": large}
-        return large
+        return large.clone()                                 # given frames are written into it
 
     # ------------------------------------------------------------ the paper's applications
 
@@ -214,10 +214,11 @@ class MakeAVideo:
 
         Up to 16 frames are one window of upF at rate `fps`; more are key frames, filled in at a higher one.
         """
-        length = self.data.num_frames
-        skip = self._checked_skip(max(1, -(-(num_frames - 1) // (length - 1))))
-        if num_frames < 3:
-            raise MavliteError(f"num_frames: {num_frames} leaves no frame between the two; ask for 3 or more")
+        length, most = self.data.num_frames, (self.data.num_frames - 1) * self.data.max_frame_skip + 1
+        if not 3 <= num_frames <= most:
+            raise MavliteError(f"num_frames: {num_frames} is not within 3 ... {most}, both given ones "
+                               "included")
+        skip = max(1, -(-(num_frames - 1) // (length - 1)))
         low = self._small(torch.stack([first, last], dim=2))
         run, window = Session(self, len(first), **options), min(num_frames, length)
         with run:
@@ -243,7 +244,7 @@ class MakeAVideo:
         """
         if not 0 < strength <= 1:
             raise MavliteError(f"strength: {strength} is not within (0, 1]")
-        run = Session(self, len(video), **options)
+        run = Session(self, len(video), **self._no_faster(video, options))
         keys = self._small(self._key_frames(video, run.fps))
         with run:
             y_e = self._embed_images(run, keys, mean=True)
@@ -261,11 +262,11 @@ class MakeAVideo:
 
         video: a `Video` of the finished size; where it has the finished rate its frames come back exactly.
         """
-        run, skip = Session(self, len(video), **options), self.data.frame_skip
+        run, skip = Session(self, len(video), **self._no_faster(video, options)), self.data.frame_skip
         keys = self._small(self._key_frames(video, run.fps, every=True))
         num_keys = -(-(num_frames - 1) // skip) + 1
-        if not keys.shape[2] < num_keys <= LONGEST // skip:
-            raise MavliteError(f"num_frames: {num_frames} is not within {keys.shape[2] * skip + 1} ... "
+        if not keys.shape[2] < num_keys or num_frames > LONGEST:
+            raise MavliteError(f"num_frames: {num_frames} is not within {(keys.shape[2] - 1) * skip + 2} ... "
                                f"{LONGEST}: the given video is {keys.shape[2]} key frames long")
         with run:
             y_e = self._embed_images(run, keys)
@@ -301,6 +302,16 @@ class MakeAVideo:
                                "`mavlite.inputs` reads any picture or video so")
         return box_resize(frames.to(self.device, torch.float32), self.data.sizes[0]) * 2 - 1
 
+    def _no_faster(self, video, options):
+        """The options, with a key-frame rate at which the given video has a frame of its own for each key."""
+        fps, (lowest, _), few = options.get("fps"), self.data.fps_range, video.frames.shape[2] == 1
+        if fps is None:
+            return {**options, "fps": self.data.fps if few else max(lowest, min(self.data.fps, video.fps))}
+        if fps > 1.01 * video.fps and not few:
+            raise MavliteError(f"fps: {fps:g} key frames a second are more than the given video's "
+                               f"{video.fps:g} frames a second; choose fewer")
+        return options
+
     def _key_frames(self, video, fps, every=False):
         """The frames (b, c, k, s, s) of a video at key times, as many as D^t makes, or every one."""
         count = int((video.frames.shape[2] - 1) * fps / video.fps + 1e-6) + 1
@@ -309,11 +320,12 @@ class MakeAVideo:
 
     def _embed_images(self, run, frames, mean=False):
         """C_y: the embedding (b, d) of the clearest of frames (b, c, f, h, w) in [-1, 1], or their mean."""
-        with run.clock("clip"):
+        frames = to_unit(frames)
+        with run.clock("clip"), full_precision(self.device):
             if not mean:
                 rows = torch.arange(len(frames), device=frames.device)
                 frames = frames[rows, :, clearest(frames)][:, :, None]
-            folded = rearrange(to_unit(frames), "b c f h w -> (b f) c h w")
+            folded = rearrange(frames, "b c f h w -> (b f) c h w")
             y_e = self.networks["clip"].image_embeds(folded).float()
             y_e = renormalise(rearrange(y_e, "(b f) d -> b f d", f=frames.shape[2]).mean(dim=1))
         run.kept["image_embeds"] = y_e
@@ -355,18 +367,6 @@ class MakeAVideo:
                 if values[stage] is not None:
                     changes[stage][key] = values[stage]
         return {stage: dataclasses.replace(self.configs[stage].sample, **changes[stage]) for stage in changes}
-
-
-def spherical(a, b, weights):
-    """Points on the arc from a to b (d,), both of one length, at `weights` (n,) in [0, 1]: (n, d).
-
-        (sin((1 - w) theta) a + sin(w theta) b) / sin(theta),     theta the angle between a and b
-    """
-    theta = torch.acos(torch.cosine_similarity(a, b, dim=0).clamp(-1, 1))
-    if theta < 1e-4:
-        return a.expand(len(weights), -1)
-    w = weights[:, None]
-    return (torch.sin((1 - w) * theta) * a + torch.sin(w * theta) * b) / torch.sin(theta)
 
 
 def _weights_folder(source):

@@ -19,7 +19,12 @@ FIRST_INDEX = 1_000_000_000                  # clips that no step of training re
 
 @torch.no_grad()
 def save_preview(trainer, path):
-    """Write a PNG for the trainer's stage: samples above one another, with what they were made from."""
+    """Write a PNG for the trainer's stage: samples above one another, with what they were made from.
+
+    None in fp64, which is for looking at rounding: nothing here draws such noise.
+    """
+    if trainer.precision == "fp64":
+        return
     current = {name: p.detach().clone() for name, p in trainer.network.state_dict().items()}
     try:
         trainer.network.load_state_dict(trainer.averaged())

@@ -82,3 +82,15 @@ def closest(candidates, text_embeds):
     similarity = torch.cosine_similarity(candidates, text_embeds[None], dim=-1)      # n b
     best = similarity.argmax(dim=0)
     return candidates[best, torch.arange(len(best), device=best.device)]
+
+
+def spherical(a, b, weights):
+    """Points on the arc from a to b (d,), both of one length, at `weights` (n,) in [0, 1]: (n, d).
+
+        (sin((1 - w) theta) a + sin(w theta) b) / sin(theta),     theta the angle between a and b
+    """
+    theta = torch.acos(torch.cosine_similarity(a, b, dim=0).clamp(-1, 1))
+    if theta < 1e-4:
+        return a.expand(len(weights), -1)
+    w = weights[:, None]
+    return (torch.sin((1 - w) * theta) * a + torch.sin(w * theta) * b) / torch.sin(theta)

@@ -7,14 +7,11 @@ checkpoints with exact resume, data-parallel under plain `torchrun`. What is tra
 objectives.py; nothing here knows a stage.
 """
 
-import csv
 import dataclasses
 import json
 import math
 import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -32,6 +29,7 @@ from mavlite.finite import first_not_finite
 from mavlite.objectives import OBJECTIVES, Batch, Draws, frames_per_sample
 from mavlite.optim import build_optimizers, rate
 from mavlite.stages import STAGES, build_network, load_clip, load_network
+from mavlite.training_log import Log, commit, hardware
 from mavlite.unet import inflate
 
 MAX_SKIPS = 50                               # steps in a row that the fp16 loss scaler may skip
@@ -149,6 +147,9 @@ class Trainer:
             if config.clip.model == "tiny":
                 self.clip_sha = checkpoint.read_record(Path(weights) / "clip", "clip")["sha256"][:12]
         network, self.origin = initial_network(config, clip, weights, init_from)
+        if config.distill.teacher is not None:               # a student is never asked without its condition
+            for name, p in network.named_parameters():
+                p.requires_grad_(not name.startswith("null_"))
         self.earlier = earlier_trainings(init_from, config.stage) if init_from else []
         self.network = network.to(self.device, dtype, memory_format=torch.channels_last)
         self.network.train()
@@ -185,7 +186,7 @@ class Trainer:
         if tensors is None:
             return
         wanted, had = self.config.to_dict(), Config.from_dict(state["config"]).to_dict()
-        for key in ("stage", "data", "clip", "model", "diffusion"):
+        for key in ("stage", "data", "clip", "model", "diffusion", "distill"):
             if wanted[key] != had[key]:
                 raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the "
                                    "same configuration, or choose another --out")
@@ -195,6 +196,12 @@ class Trainer:
         if state.get("clip") not in (None, self.clip_sha):   # None: C is public, or the checkpoint an old one
             raise MavliteError(f"{self.run}: was trained with other weights of clip ({state['clip']}, now "
                                f"{self.clip_sha}); resume with the same --weights, or choose another --out")
+        if state.get("digits") not in (None, self.objective.digits_source):
+            raise MavliteError(f"{self.run}: was trained on {state['digits']} digits, and here are "
+                               f"{self.objective.digits_source}; see data/README.md, or choose another --out")
+        if self.config.distill.teacher and wanted["sample"]["steps"] != had["sample"]["steps"]:
+            raise MavliteError(f"{self.run}: is a student of {had['sample']['steps']} sample.steps; resume "
+                               "with as many, or choose another --out")
         checkpoint.restore(tensors, self.run, self.network, self.ema, self.optimizers)
         if state["scaler"]:                                  # empty unless the run was in fp16 so far
             self.scaler.load_state_dict(state["scaler"])
@@ -207,7 +214,7 @@ class Trainer:
         if self.rank == 0:
             state = {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
                      "earlier": self.earlier, "clip": self.clip_sha, "scaler": self.scaler.state_dict(),
-                     "skipped": self.skipped}
+                     "skipped": self.skipped, "digits": self.objective.digits_source}
             checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers, state,
                                        keep=self.train.keep)
 
@@ -276,7 +283,8 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        loss, norm = torch.stack([total.double(), total_norm.double()]).tolist()     # the step's one wait
+        # Here the host waits for the device: it must know of NaN before the update.
+        loss, norm = torch.stack([total, total_norm.to(total.dtype)]).tolist()
         self._require_finite(loss, norm)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.grad_clip, total_norm)
         with uninterrupted():
@@ -290,7 +298,8 @@ class Trainer:
 
     def _loss(self, micro, network=None):
         """The loss of one micro-batch; the step alone decides on its data, times and noise."""
-        batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world)
+        batch = Batch(self.step, self.train.batch_size, self.train.accumulate, micro, self.rank, self.world,
+                      first=sum(past["steps"] * past["batch_size"] for past in self.earlier))
         draws = Draws(self.train.seed, batch, self.device, self.objective.dtype)
         with autocast(self.device, self.precision):
             return self.objective.loss(self.parallel if network is None else network, batch, draws,
@@ -331,69 +340,3 @@ class Trainer:
 
     def _open_log(self):
         return Log(self.run, self.train.log_every, self.step) if self.rank == 0 else Log(None, 1, 0)
-
-
-class Log:
-    """A CSV line every few steps, with means since the last; TensorBoard as well when it is installed."""
-
-    FIELDS = ("step", "loss", "grad_norm", "rate", "samples_per_s", "frames_per_s", "seconds")
-
-    def __init__(self, run, every, step):
-        self.every, self.rows, self.file, self.board = every, [], None, None
-        if run is None:
-            return
-        path = Path(run) / "log.csv"
-        kept = []
-        if path.exists() and step:                           # resumed: forget what came after the checkpoint
-            with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file)
-                        if None not in row.values() and int(row["step"]) <= step]    # None: cut short
-        self.file = open(path, "w", newline="")
-        self.writer = csv.DictWriter(self.file, self.FIELDS)
-        self.writer.writeheader()
-        self.writer.writerows(kept)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(Path(run) / "tensorboard"))
-        except ImportError:
-            pass
-
-    def __call__(self, report):
-        if self.file is None:
-            return
-        self.rows.append(report)
-        if report["step"] % self.every:
-            return
-        mean = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in self.FIELDS}
-        mean |= {"step": report["step"], "seconds": report["seconds"]}
-        self.rows = []
-        self.writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in mean.items()})
-        self.file.flush()
-        if self.board:
-            for key in ("loss", "grad_norm", "rate", "samples_per_s"):
-                self.board.add_scalar(key, mean[key], report["step"])
-
-    def close(self):
-        for stream in (self.file, self.board):
-            if stream:
-                stream.close()
-
-
-def hardware(device):
-    """What trained: the GPU's name, or the CPU's core count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"{torch.get_num_threads()} {platform.machine()} CPU cores"
-    return device.type
-
-
-def commit():
-    """The commit of the code, "unknown" outside a checkout; "+" marks uncommitted changes."""
-    def git(*arguments):
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True,
-                              text=True, timeout=10, check=True).stdout.strip()
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

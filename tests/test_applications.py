@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mavlite import MakeAVideo, MavliteError, Video, cascade, flat_memory
-from mavlite.pipeline import spherical
+from mavlite.prior import spherical
 from mavlite.stages import load_network
 
 
@@ -78,6 +78,16 @@ def test_both_ends_come_back(pipe, num_frames):
     assert (num_frames - 1) / made.fps == pytest.approx(seconds)
 
 
+def test_the_clearest_of_the_given_frames_is_embedded(pipe):
+    """Frames hold more black than light, so in [-1, 1] the brightest has the largest of negative sums."""
+    dark, bright = torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 32, 32)
+    dark[..., 8:12, 8:12], bright[..., 6:16, 6:20] = 1, 1
+    made = pipe.interpolate(dark, bright, num_frames=3).stages["image_embeds"]
+    for given, same in ((bright, True), (dark, False)):
+        small = (pipe._small(given[:, :, None])[:, :, 0] + 1) / 2
+        assert torch.allclose(pipe.networks["clip"].image_embeds(small), made, atol=1e-4) == same
+
+
 # --- vary
 
 def test_a_variation_keeps_the_mean_embedding_and_nothing_else(pipe, video):
@@ -115,6 +125,24 @@ def test_a_video_whose_rate_a_gif_rounded_comes_back_too(pipe, video, tmp_path):
     assert 0 < abs(fps / video.fps - 1) < 0.01
     made = pipe.extend(Video(frames[None], fps), num_frames=60)
     torch.testing.assert_close(made.frames[:, :, :22], frames[None], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("call", [lambda pipe, slow: pipe.extend(slow, num_frames=40),
+                                  lambda pipe, slow: pipe.vary(slow)], ids=["extend", "vary"])
+def test_of_a_slow_video_no_frame_is_a_key_frame_twice(pipe, video, call):
+    slow = Video(video.frames[:, :, ::6], video.fps / 6)                 # 3 frames a second
+    made = call(pipe, slow)
+    assert made.fps == 3 * 3
+    if made.frames.shape[2] == 40:                           # its keys are the given frames, each once
+        given = pipe._small(slow.frames)[:, :, :4] / 2 + 0.5
+        torch.testing.assert_close(made.stages["decoder_t"][:, :, :4], given, atol=1e-5, rtol=0)
+
+
+def test_a_stage_is_kept_as_the_stage_left_it(pipe):
+    given = pictures()
+    made = pipe.animate(given)
+    assert (made.stages["sr_h"][:, :, 0] - given).abs().max() > 0.05
+    assert torch.equal(made.stages["sr_h"][:, :, 1:], made.frames[:, :, 1:])
 
 
 def test_a_video_of_another_rate_is_read_at_its_key_times(pipe, video):
@@ -210,10 +238,11 @@ def test_a_morph_goes_from_one_prompt_to_the_other(pipe):
     (lambda pipe, video: pipe.animate(pictures(), prompt="two and cat"), "cat"),
     (lambda pipe, video: pipe.animate(pictures(), fps=99), "fps"),
     (lambda pipe, video: pipe.interpolate(pictures(), pictures(), num_frames=2), "num_frames"),
-    (lambda pipe, video: pipe.interpolate(pictures(), pictures(), num_frames=40), "frame_skip"),
+    (lambda pipe, video: pipe.interpolate(pictures(), pictures(), num_frames=40), "3 ... 29"),
     (lambda pipe, video: pipe.vary(video, strength=0.0), "strength"),
     (lambda pipe, video: pipe.vary(video, strength=1.5), "strength"),
-    (lambda pipe, video: pipe.extend(video, num_frames=22), "num_frames"),
+    (lambda pipe, video: pipe.vary(Video(video.frames, 3.0), fps=6), "3 frames a second"),
+    (lambda pipe, video: pipe.extend(video, num_frames=22), "23 ... 10000"),
     (lambda pipe, video: pipe.extend(video, num_frames=10**6), "num_frames"),
     (lambda pipe, video: pipe.morph("two and 4", "7 and 9", num_videos=1), "num_videos")])
 def test_what_cannot_work_is_refused(pipe, video, call, word):

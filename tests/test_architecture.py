@@ -29,6 +29,7 @@ LEVELS = [
     {"layers", "diffusion", "optim"},
     {"moving_mnist"},
     {"digits", "prompts"},
+    {"training_log"},
     {"checkpoint", "video", "config", "device", "curves", "finite", "inputs"},
     {"plain_yaml"},
     {"errors"},

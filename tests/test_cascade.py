@@ -10,6 +10,7 @@ from mavlite.candidates import closest_candidates
 from mavlite.cascade import (
     Noise,
     extend_keys,
+    fill_frames,
     run_decoder,
     run_decoder_t,
     run_interpolation,
@@ -18,6 +19,7 @@ from mavlite.cascade import (
     window_starts,
 )
 from mavlite.config import SampleConfig, load_config
+from mavlite.diffusion import Diffusion
 from mavlite.guidance import single_frames
 from mavlite.sampling import SAMPLERS
 from mavlite.stages import build_network
@@ -218,6 +220,25 @@ def test_the_chosen_comes_out_as_if_it_had_walked_alone(sampler, loss):
     assert torch.allclose(drawn(choose), complete[[1, 5]], atol=1e-6)
     assert sizes == [6, 6, 6, 2, 2] and len(asked) == 1
     assert asked[0].shape == complete.shape and asked[0].abs().max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_known_frames_are_noised_truth_at_every_step(sampler):
+    """What a network in training was shown: alpha x_0 + sigma epsilon, the noise being that of the start."""
+    config, seen = interpolation_config(8), []
+
+    def stub(x, t, *, drop, concat, image_embeds, fps, frame_skip):
+        seen.append((x, t[0]))
+        return 0.3 * x + 1                                   # wrong everywhere
+    frames, known = random(2, 1, 1, 8, 4, 4).clamp(-1, 1), torch.arange(8) % 3 == 0
+    made = fill_frames(stub, config, Noise(0, range(2), "any", CPU), frames, known, random(2, 5), 6.0, 1,
+                       settings=SampleConfig(sampler=sampler, steps=4))
+    assert torch.equal(made[:, :, :, known], frames[:, :, :, known]) and len(seen) == 4
+    diffusion, epsilon = Diffusion(config.diffusion.prediction_type), seen[0][0]     # at t = 1: noise alone
+    for x, t in seen:
+        expected = diffusion.add_noise(frames[:, 0], epsilon, t.expand(2))
+        assert torch.allclose(x[:, :, known], expected[:, :, known], atol=1e-5)
+        assert t == 1 or not torch.allclose(x[:, :, ~known], expected[:, :, ~known], atol=0.1)
 
 
 def test_every_window_of_a_longer_video_is_chosen():

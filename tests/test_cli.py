@@ -66,6 +66,20 @@ def test_a_file_of_prompts(loaded, tmp_path):
         "0000-two-and-4.mp4", "0001-7-and-seven.mp4", "0002-1-and-1.mp4"]
 
 
+def test_a_folder_may_have_a_dot_in_its_name(loaded, tmp_path):
+    (tmp_path / "results.v2").mkdir()
+    run("generate", "two and 4", "--num-videos", 2, "--num-frames", 4, "--out", tmp_path / "results.v2")
+    assert len(list((tmp_path / "results.v2").glob("*.mp4"))) == 2
+
+
+def test_stages_play_as_long_as_the_video(loaded, tmp_path):
+    run("generate", "two and 4", "--out", tmp_path / "x.npy", "--stages-out", tmp_path / "stages")
+    for stage, frames, rate in (("decoder_t", 8, 6), ("sr_h", 22, 18)):
+        gif = tmp_path / "stages" / f"{stage}.gif"
+        assert len(imageio.v3.imread(gif)) == frames
+        assert imageio.v3.immeta(gif)["duration"] == pytest.approx(1000 / rate, abs=10)
+
+
 def test_several_videos_of_one_prompt(loaded, tmp_path):
     run("generate", "two and 4", "--num-videos", 2, "--num-frames", 1, "--out", tmp_path / "x.npy")
     array = np.load(tmp_path / "x.npy")
@@ -123,6 +137,9 @@ def test_impossible_outputs(capsys, tmp_path, monkeypatch, name):
     monkeypatch.setattr(MakeAVideo, "from_pretrained", None)  # refused before any work
     said = error_of(capsys, "generate", "two and 4", "--out", tmp_path / name)
     assert str((tmp_path / name).parent) in said
+    for command in (["generate", "two and 4"], ["animate", "digit.png"]):
+        assert "file" in error_of(capsys, *command, "--out", tmp_path / "x.npy", "--stages-out",
+                                  tmp_path / "file" / "stages")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"])
@@ -351,6 +368,6 @@ def test_sigterm_saves_and_stops_like_ctrl_c(monkeypatch, capsys, tmp_path):
 def test_a_full_disk_is_no_traceback(monkeypatch, capsys, tmp_path):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", "log.csv")
-    monkeypatch.setattr("mavlite.training.Log.__call__", full)
+    monkeypatch.setattr("mavlite.training_log.Log.__call__", full)
     assert run("train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu") == 2
     assert capsys.readouterr().err.endswith("mavlite: error: log.csv: No space left on device\n")

@@ -1,6 +1,7 @@
 """The trainer: it learns, it goes on exactly where it stopped, and it says why when it stops."""
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import torch
 from mavlite import training
 from mavlite.checkpoint import checkpoints, load_checkpoint, read_record, read_weights, save_weights
 from mavlite.config import STAGE_NAMES, Config
+from mavlite.digits import load_digits
 from mavlite.errors import MavliteError
 from mavlite.objectives import Batch, Draws
 from mavlite.previews import PREVIEWS, save_preview
@@ -285,6 +287,26 @@ def test_weights_name_every_training_they_have_behind_them(trainer, smoke_weight
     last = read_record(twice, "decoder")["provenance"]
     assert last["earlier"][0] == before and "earlier" not in before
     assert [one["seed"] for one in last["earlier"]] == [before["seed"], 1] and last["seed"] == 2
+
+
+def test_a_training_that_goes_on_sees_other_clips(trainer, smoke_weights):
+    first, second = trainer("sr_l"), trainer("sr_l", run="b", init_from=smoke_weights / "sr_l")
+    past = read_record(smoke_weights / "sr_l", "sr_l")["provenance"]
+    seen = []
+    for each in (first, second):
+        each.objective.loss = lambda network, batch, draws, progress: seen.append((batch, draws)) or (
+            next(iter(network.parameters())).sum())
+        each._loss(0)
+    (a, noise), (b, other) = seen
+    assert a.indices[0] == 0 and b.indices[0] == past["steps"] * past["batch_size"] > 0
+    assert torch.equal(noise.normal(3), other.normal(3)) and len(b.indices) == len(a.indices)
+
+
+def test_other_digits_are_not_resumed_with(trainer, monkeypatch):
+    train(trainer("sr_l"))
+    monkeypatch.setattr("mavlite.objectives.load_digits",
+                        lambda *which: dataclasses.replace(load_digits(*which), source="mnist"))
+    assert "glyphs digits" in refusal(trainer, "sr_l", resume=True)
 
 
 def test_init_from_refuses_another_stage(trainer, smoke_weights):

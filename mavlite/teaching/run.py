@@ -27,7 +27,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 REPORT = """\
 import json
 from mavlite.teaching.notebook import peak_gib
-from mavlite.training import hardware
+from mavlite.training_log import hardware
 print(json.dumps({"preset": lesson.preset, "pretrained": lesson.pretrained,
                   "device": hardware(lesson.device), "peak_gib": peak_gib()}))"""
 

@@ -1,0 +1,79 @@
+"""What a training writes down beside its checkpoints: the log, and what ran it."""
+
+import csv
+import io
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from mavlite.checkpoint import write_file
+
+
+class Log:
+    """A CSV line every few steps, with means since the last; TensorBoard as well when it is installed."""
+
+    FIELDS = ("step", "loss", "grad_norm", "rate", "samples_per_s", "frames_per_s", "seconds")
+
+    def __init__(self, run, every, step):
+        self.every, self.rows, self.file, self.board = every, [], None, None
+        if run is None:
+            return
+        path, kept = Path(run) / "log.csv", []
+        if path.exists() and step:                           # resumed: forget what came after the checkpoint
+            with open(path, newline="") as file:
+                kept = [row for row in csv.DictReader(file)
+                        if None not in row.values() and int(row["step"]) <= step]    # None: cut short
+        text = io.StringIO(newline="")
+        before = csv.DictWriter(text, self.FIELDS)
+        before.writeheader()
+        before.writerows(kept)
+        write_file(path, text.getvalue().encode())           # whole, before anything is added to it
+        self.file = open(path, "a", newline="")
+        self.writer = csv.DictWriter(self.file, self.FIELDS)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(str(Path(run) / "tensorboard"))
+        except ImportError:
+            pass
+
+    def __call__(self, report):
+        if self.file is None:
+            return
+        self.rows.append(report)
+        if report["step"] % self.every:
+            return
+        mean = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in self.FIELDS}
+        mean |= {"step": report["step"], "seconds": report["seconds"]}
+        self.rows = []
+        self.writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in mean.items()})
+        self.file.flush()
+        if self.board:
+            for key in ("loss", "grad_norm", "rate", "samples_per_s"):
+                self.board.add_scalar(key, mean[key], report["step"])
+
+    def close(self):
+        for stream in (self.file, self.board):
+            if stream:
+                stream.close()
+
+
+def hardware(device):
+    """What trained: the GPU's name, or the CPU's core count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} {platform.machine()} CPU cores"
+    return device.type
+
+
+def commit():
+    """The commit of the code, "unknown" outside a checkout; "+" marks uncommitted changes."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True,
+                              text=True, timeout=10, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
