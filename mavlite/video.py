@@ -79,7 +79,7 @@ class Video:
         with _replacing(path) as temporary:
             suffix = path.suffix.lower()
             if suffix == ".mp4":
-                _write_mp4(temporary, _pictures(self.frames, scale), self.fps)
+                _write_mp4(temporary, _page(self.frames), scale, self.fps)
             elif suffix == ".gif":
                 temporary.write_bytes(gif_bytes(_pictures(self.frames, scale), self.fps))
             elif suffix == ".png":
@@ -173,15 +173,24 @@ def _enlarge(pictures: np.ndarray, scale: int) -> np.ndarray:
     return pictures.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def _pictures(frames: torch.Tensor, scale: int | None, shorter_side: int = 256) -> np.ndarray:
-    """The frames to play, clips side by side in a grid about as wide as high: uint8 (f H W 3)."""
+def _page(frames: torch.Tensor) -> np.ndarray:
+    """The frames to play, clips side by side in a grid about as wide as high: uint8 (f H W 3), small."""
     clips = _rgb(frames)                                                             # b f h w 3
     columns = math.ceil(math.sqrt(len(clips)))
     rows = math.ceil(len(clips) / columns)
     missing = rows * columns - len(clips)
     clips = np.pad(clips, [(0, missing)] + 4 * [(0, 0)], constant_values=GAP)
-    page = _tile(rearrange(clips, "(r k) f h w c -> r k f h w c", k=columns), pad=2)  # f h w 3
-    return _enlarge(page, scale or math.ceil(shorter_side / min(page.shape[1:3])))
+    return _tile(rearrange(clips, "(r k) f h w c -> r k f h w c", k=columns), pad=2)  # f h w 3
+
+
+def _factor(page: np.ndarray, scale: int | None, shorter_side: int = 256) -> int:
+    return scale or math.ceil(shorter_side / min(page.shape[1:3]))
+
+
+def _pictures(frames: torch.Tensor, scale: int | None, shorter_side: int = 256) -> np.ndarray:
+    """The page of the frames, enlarged: uint8 (f H W 3)."""
+    page = _page(frames)
+    return _enlarge(page, _factor(page, scale, shorter_side))
 
 
 # --- Files -------------------------------------------------------------------------------------------------
@@ -219,23 +228,23 @@ def gif_bytes(pictures: np.ndarray, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def _write_mp4(path: Path, pictures: np.ndarray, fps: float) -> None:
+def _write_mp4(path: Path, page: np.ndarray, scale: int | None, fps: float) -> None:
     # Players and codecs like sides that are multiples of 16: add a border rather than let ffmpeg rescale.
-    extra_h, extra_w = -pictures.shape[1] % 16, -pictures.shape[2] % 16
-    border = [(0, 0), (extra_h // 2, extra_h - extra_h // 2), (extra_w // 2, extra_w - extra_w // 2), (0, 0)]
-    pictures = np.pad(pictures, border, constant_values=GAP)
+    scale = _factor(page, scale)
+    extra_h, extra_w = -page.shape[1] * scale % 16, -page.shape[2] * scale % 16
+    border = [(extra_h // 2, extra_h - extra_h // 2), (extra_w // 2, extra_w - extra_w // 2), (0, 0)]
 
     rate = str(Fraction(fps).limit_denominator(1001))  # as a fraction: imageio may round to two decimals
     writer = imageio.v2.get_writer(path, format="FFMPEG", mode="I", fps=fps, codec="libx264", quality=8,
                                    pixelformat="yuv420p", macro_block_size=1, ffmpeg_log_level="quiet",
                                    input_params=["-r", rate])
     with writer:
-        for picture in pictures:
-            writer.append_data(picture)
+        for picture in page:                         # enlarged one by one: a long video is large enough small
+            writer.append_data(np.pad(_enlarge(picture, scale), border, constant_values=GAP))
     # imageio ignores how ffmpeg ended; without this, a disk that fills up at the very end goes unnoticed.
     try:
         written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
     except RuntimeError:
         written = 0
-    if written != len(pictures):
-        raise OSError(f"ffmpeg wrote {written} of {len(pictures)} frames")
+    if written != len(page):
+        raise OSError(f"ffmpeg wrote {written} of {len(page)} frames")
