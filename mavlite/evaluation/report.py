@@ -55,7 +55,16 @@ class Sizes:
     length: int                              # frames that those get
 
 
-FULL, QUICK = Sizes(2048, 2048, 256, 256, 5, 256, 64, 600), Sizes(33, 512, 22, 8, 1, 3, 2, 600)
+QUICK = Sizes(videos=8, reference=256, motion=4, frames=4, timed=1, applied=2, extended=1, length=300)
+
+
+def in_proportion(videos):
+    """What a report of so many videos looks at; 2048 are the full one."""
+    share, few = max(1, videos // 8), max(1, videos // 32)
+    return Sizes(videos, 2048, motion=share, frames=share, timed=5, applied=share, extended=few, length=600)
+
+
+FULL = in_proportion(2048)
 
 
 class Evaluation:
@@ -335,14 +344,14 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
              record_in_weights=False):
     """Write a report (JSON), its table as Markdown and plots beside it, print the table; returns the report.
 
-    videos, applied: how many to make; how many real clips to animate and vary, a quarter of them to extend.
+    videos: how many to make; other parts look at fewer in proportion, with `quick` at a fixed few. applied: how
+    many real clips to animate and vary, a quarter of them to extend.
     record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
     """
     out, sizes = Path(out), QUICK if quick else FULL
     if videos is not None:
-        fewer = {name: min(videos, getattr(sizes, name))
-                 for name in ("motion", "frames", "applied", "extended")}
-        sizes = replace(sizes, videos=videos, **fewer)
+        sizes = replace(sizes, videos=videos, motion=min(videos, sizes.motion)) if quick else in_proportion(
+            videos)
     if applied is not None:
         sizes = replace(sizes, applied=applied, extended=max(1, applied // 4))
     if sizes.applied < 1:
