@@ -83,11 +83,11 @@ def parser():
     p.add_argument("--out", required=True, metavar="REPORT",
                    help="a .json file; plots go to a folder beside it")
     p.add_argument("--weights", help="folder of weights (default: those in the package)")
-    p.add_argument("--quick", action="store_true", help="few clips: minutes on two cores, wide intervals")
-    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 33)")
+    p.add_argument("--quick", action="store_true", help="very few clips: minutes on two cores, wide intervals")
+    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 8)")
     p.add_argument("--applied", type=int,
-                   help="how many real clips to animate and vary; a quarter is extended (default 256, "
-                        "with --quick 3)")
+                   help="how many real clips to animate and vary; a quarter is extended (default an eighth "
+                        "of the videos, with --quick 2)")
     p.add_argument("--record", action="store_true",
                    help="write each stage's scores into its config.json, for `mavlite info`")
     p.add_argument("--seed", type=int, default=0)

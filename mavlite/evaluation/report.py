@@ -344,8 +344,8 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
              record_in_weights=False):
     """Write a report (JSON), its table as Markdown and plots beside it, print the table; returns the report.
 
-    videos: how many to make; other parts look at fewer in proportion, with `quick` at a fixed few. applied: how
-    many real clips to animate and vary, a quarter of them to extend.
+    videos: how many to make; other parts look at fewer in proportion, with `quick` at a fixed few. applied:
+    how many real clips to animate and vary, a quarter of them to extend.
     record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
     """
     out, sizes = Path(out), QUICK if quick else FULL
