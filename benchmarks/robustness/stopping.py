@@ -222,6 +222,8 @@ def write_faults(bench):
             count = []
 
             def failing(path, content):
+                if "step-" not in str(path):                 # the log, begun before there is anything to save
+                    return write(path, content)
                 count.append(path)
                 if len(count) == k:
                     write(path, content[:len(content) // 2])
