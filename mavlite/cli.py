@@ -84,7 +84,7 @@ def parser():
                    help="a .json file; plots go to a folder beside it")
     p.add_argument("--weights", help="folder of weights (default: those in the package)")
     p.add_argument("--quick", action="store_true", help="very few clips: minutes on two cores, no precision")
-    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 8)")
+    p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 6)")
     p.add_argument("--applied", type=int,
                    help="how many real clips to animate and vary; a quarter is extended (default an eighth "
                         "of the videos, with --quick 2)")

@@ -85,8 +85,10 @@ def bootstrap(values, over=None, seed=0, n=1000):
 
     With `over` (b,), of mean(values) / mean(over) of the same clips: both are resampled together, so that
     what makes a clip hard for both cancels. Of few clips percentiles are too near: both ends are moved from
-    the mean as Student's interval of the mean is wider (Hesterberg 2015, arXiv 1411.5279).
+    the mean as Student's interval of the mean is wider (Hesterberg 2015, arXiv 1411.5279). None for one clip.
     """
+    if len(values) < 2:
+        return None
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(values), (n, len(values)), generator=generator)
     means = values.cpu().double()[rows].mean(dim=1)                                  # n
@@ -103,11 +105,9 @@ def widening(b):
 
         t_0.975(b - 1) / z * sqrt(b / (b - 1)),   z = 1.96
 
-    t by its series in 1/(b - 1) (Abramowitz and Stegun 26.7.5): 3 % too small for b = 3, then nearly exact.
-    One value has no interval, its ends stay where they are; of two it would be wider still than this.
+    t by its series in 1/(b - 1) (Abramowitz and Stegun 26.7.5): 3 % too small for b = 3, then nearly exact;
+    of two values it would be wider still than this.
     """
-    if b < 2:
-        return 1.0
     z, v = 1.96, b - 1
     t = (z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
          + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))

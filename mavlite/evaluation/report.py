@@ -55,7 +55,7 @@ class Sizes:
     length: int                              # frames that those get
 
 
-QUICK = Sizes(videos=8, reference=256, motion=4, frames=4, timed=1, applied=2, extended=1, length=300)
+QUICK = Sizes(videos=6, reference=256, motion=2, frames=4, timed=1, applied=2, extended=1, length=150)
 
 
 def in_proportion(videos):
