@@ -46,6 +46,7 @@ SHOWN = {                                    # (section, score, unit): what is a
     ("variation", "both digits kept", "clips"): at_least(0.9),
     ("interpolation", "... more than linear blend", "dB PSNR"): at_least(4),
     ("extension", "both digits, last 2.5 s of 600 frames", "clips"): at_least(0.8),
+    ("extension", "both digits, last 2.5 s of 600 frames, with a prompt", "clips"): at_least(0.8),
     ("cost", "in all", "s a video"): at_most(2.5),
 }
 

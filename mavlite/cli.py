@@ -30,13 +30,14 @@ def parser():
     p.add_argument("inputs", nargs=1, metavar="IMAGE", help="any picture; it comes back as one of the frames")
     p.add_argument("--position", choices=("first", "middle", "last"), default="first",
                    help="which frame it is")
-    p.add_argument("--prompt", help="what to condition on instead of the picture's own embedding")
+    _prompt_argument(p, "the picture's")
     _application(p, "position", "prompt")
 
     p = commands.add_parser("interpolate", help="the frames between two pictures")
     p.add_argument("inputs", nargs=2, metavar="IMAGE", help="both come back, at the ends")
     p.add_argument("--num-frames", type=int, default=16)
-    _application(p, "num_frames")
+    _prompt_argument(p, "the clearer picture's")
+    _application(p, "num_frames", "prompt")
 
     p = commands.add_parser("vary", help="another video of the same digits")
     p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY")
@@ -48,7 +49,8 @@ def parser():
     p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY; it comes back at the beginning")
     p.add_argument("--num-frames", type=int, required=True,
                    help="of the longer video, the given one's among them")
-    _application(p, "num_frames")
+    _prompt_argument(p, "the clearest frame's")
+    _application(p, "num_frames", "prompt")
 
     p = commands.add_parser("morph", help="from one prompt to another, a video a step")
     p.add_argument("inputs", nargs=2, metavar="PROMPT", help='such as "two and 4" "seven and 9"')
@@ -113,11 +115,15 @@ def _sampling_arguments(p):
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--candidates", type=int,
-                   help="key frames drawn for each video, of which C keeps the best (default: 4, of morph 1)")
+                   help="key frames drawn for each video, of which C keeps the best (default: 8, of morph 1)")
     p.add_argument("--independent-noise", action="store_true",
                    help="SR_h: other noise for each frame, to see the flicker")
     p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+
+
+def _prompt_argument(p, whose):
+    p.add_argument("--prompt", help=f"what to condition on instead of {whose} own embedding")
 
 
 def _application(p, *own):

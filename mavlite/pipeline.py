@@ -5,24 +5,23 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import torch
 from einops import rearrange
 
 from mavlite import cascade
 from mavlite.candidates import closest_candidates
-from mavlite.checkpoint import SHIPPED, refuse_code
 from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.guidance import single_frames
+from mavlite.hub import weights_folder
 from mavlite.moving_mnist import box_resize, clearest
 from mavlite.prior import renormalise, spherical
 from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
-CANDIDATES, MOST_CANDIDATES = 4, 64          # of which C chooses a video's key frames
+CANDIDATES, MOST_CANDIDATES = 8, 64          # of which C chooses a video's key frames
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation")  # have an embedding or a prompt to be guided by
 
 
@@ -46,7 +45,7 @@ class MakeAVideo:
         """
         keep_freed_memory()
         device = pick_device(device)
-        folder = _weights_folder(source)
+        folder = weights_folder(source)
         reference = read_config(folder, "decoder_t")
         networks, configs = {"clip": load_clip(folder, reference, device)}, {}
         for stage in CASCADE:
@@ -81,7 +80,7 @@ class MakeAVideo:
                 Those of decoder_t hold for all key frames, also where upF makes them by extrapolation.
             seed, index: video i of the batch draws from (seed, index + i).
             candidates: how often the key frames (or the one frame) of a video are drawn; half way C keeps
-                what is closest to the embedding. 4 by default; 1 draws once, in less time. Frames between two
+                what is closest to the embedding. 8 by default; 1 draws once, in less time. Frames between two
                 given ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
@@ -186,7 +185,8 @@ class MakeAVideo:
         """A picture set in motion: upF extrapolates key frames from the one given, then the cascade goes on.
 
         image: (b, c, s, s) in [0, 1], s the finished size (64). It comes back exactly, as the first, the
-        last or the middle frame (position). prompt: its embedding by P takes the place of the image's own.
+        last or the middle frame (position). prompt: its embedding by P takes the place of the image's own; a
+        list of them has one for each image.
         """
         low = self._small(image[:, :, None])
         at = {"first": 0, "middle": self.data.num_frames // 2, "last": self.data.num_frames - 1}.get(position)
@@ -194,8 +194,7 @@ class MakeAVideo:
             raise MavliteError(f"position: {position!r} is none of first, middle, last")
         run, skip = Session(self, len(image), **options), self.data.frame_skip
         with run:
-            y_e = (self._embed_images(run, low) if prompt is None
-                   else self._embed_prompts(run, [prompt] * len(image)))
+            y_e = self._embed(run, low, prompt=prompt)
             known = torch.arange(self.data.num_frames, device=self.device) == at
             with run.clock("interpolation"):
                 n = run.candidates
@@ -209,10 +208,11 @@ class MakeAVideo:
         return run.video(frames, run.fps * skip)
 
     @torch.no_grad()
-    def interpolate(self, first, last, *, num_frames=16, **options):
+    def interpolate(self, first, last, *, num_frames=16, prompt=None, **options):
         """The frames between two pictures (b, c, s, s) in [0, 1], which come back exactly at both ends.
 
         Up to 16 frames are one window of upF at rate `fps`; more are key frames, filled in at a higher one.
+        prompt: as in `animate`.
         """
         length, most = self.data.num_frames, (self.data.num_frames - 1) * self.data.max_frame_skip + 1
         if not 3 <= num_frames <= most:
@@ -222,7 +222,7 @@ class MakeAVideo:
         low = self._small(torch.stack([first, last], dim=2))
         run, window = Session(self, len(first), **options), min(num_frames, length)
         with run:
-            y_e = self._embed_images(run, low)
+            y_e = self._embed(run, low, prompt=prompt)
             frames = torch.zeros(*low.shape[:2], window, *low.shape[3:], device=self.device)
             frames[:, :, [0, -1]] = low
             known = torch.zeros(window, dtype=torch.bool, device=self.device)
@@ -247,7 +247,7 @@ class MakeAVideo:
         run = Session(self, len(video), **self._no_faster(video, options))
         keys = self._small(self._key_frames(video, run.fps))
         with run:
-            y_e = self._embed_images(run, keys, mean=True)
+            y_e = self._embed(run, keys, mean=True)
             start = None
             if strength < 1:                                 # a short video stands still at its end
                 missing = self.data.num_frames - keys.shape[2]
@@ -257,10 +257,11 @@ class MakeAVideo:
         return run.video(frames, run.fps * self.data.frame_skip)
 
     @torch.no_grad()
-    def extend(self, video, *, num_frames, **options):
+    def extend(self, video, *, num_frames, prompt=None, **options):
         """A video that goes on: key frames extrapolated from its own, with the embedding of the clearest.
 
         video: a `Video` of the finished size; where it has the finished rate its frames come back exactly.
+        prompt: as in `animate`. Who knows the digits should say so: a long video keeps them better.
         """
         run, skip = Session(self, len(video), **self._no_faster(video, options)), self.data.frame_skip
         keys = self._small(self._key_frames(video, run.fps, every=True))
@@ -269,7 +270,7 @@ class MakeAVideo:
             raise MavliteError(f"num_frames: {num_frames} is not within {(keys.shape[2] - 1) * skip + 2} ... "
                                f"{LONGEST}: the given video is {keys.shape[2]} key frames long")
         with run:
-            y_e = self._embed_images(run, keys)
+            y_e = self._embed(run, keys, prompt=prompt)
             frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames)
         # A GIF rounds its times: 30 fps come back as 30.04. What is not off by half a frame is the same rate.
         if abs(video.fps / (run.fps * skip) - 1) < min(0.01, 0.5 / video.frames.shape[2]):
@@ -318,8 +319,13 @@ class MakeAVideo:
         times = torch.arange(count if every else min(count, self.data.num_frames))
         return video.frames[:, :, (times * video.fps / fps).round().long()]
 
-    def _embed_images(self, run, frames, mean=False):
-        """C_y: the embedding (b, d) of the clearest of frames (b, c, f, h, w) in [-1, 1], or their mean."""
+    def _embed(self, run, frames, *, mean=False, prompt=None):
+        """y_e (b, d): C_y of the clearest of frames (b, c, f, h, w) in [-1, 1], or their mean; or P's."""
+        if prompt is not None:
+            prompts = [prompt] * len(frames) if isinstance(prompt, str) else list(prompt)
+            if len(prompts) != len(frames):
+                raise MavliteError(f"prompt: {len(prompts)} for {len(frames)} given; one is enough")
+            return self._embed_prompts(run, prompts)
         frames = to_unit(frames)
         with run.clock("clip"), full_precision(self.device):
             if not mean:
@@ -367,31 +373,3 @@ class MakeAVideo:
                 if values[stage] is not None:
                     changes[stage][key] = values[stage]
         return {stage: dataclasses.replace(self.configs[stage].sample, **changes[stage]) for stage in changes}
-
-
-def _weights_folder(source):
-    """The local folder of a weights source; a Hub id is downloaded (weights and JSON only, never code).
-
-    Raises MavliteError for a folder or a repository that holds code as well, or cannot be had.
-    """
-    if source is None:
-        return SHIPPED
-    folder = Path(source)
-    if folder.is_dir():
-        refuse_code(folder, folder.iterdir())
-        return folder
-    if str(source).count("/") != 1 or folder.is_absolute() or str(source).startswith("."):
-        raise MavliteError(f"{source}: no such folder of weights")
-    import huggingface_hub
-    try:
-        about = huggingface_hub.model_info(str(source), timeout=1)       # tried once: nobody waits offline
-        files = [file.rfilename for file in about.siblings or ()]
-    except Exception:                                        # then what was downloaded before will do
-        files = []
-    refuse_code(source, files)
-    try:
-        return Path(huggingface_hub.snapshot_download(
-            str(source), allow_patterns=["*/model.safetensors", "*/config.json"], etag_timeout=5))
-    except Exception as error:                               # the Hub client raises many kinds
-        raise MavliteError(f"{source}: neither a folder nor a reachable Hub repository "
-                           f"({' '.join(str(error).split())[:100]})") from None

@@ -102,6 +102,10 @@ def initial_network(config, clip, weights, init_from):
         init_from = Path(config.distill.teacher) / config.stage
     if init_from is not None:
         state, record = checkpoint.read_weights(init_from, config.stage)
+        had = record["config"]["diffusion"]["prediction_type"]
+        if had != config.diffusion.prediction_type:          # it would fit, and mean something else
+            raise MavliteError(f"{init_from}: was trained with diffusion.prediction_type {had}, the "
+                               f"configuration says {config.diffusion.prediction_type}; go on with the same")
         checkpoint.load_state(network, state, init_from)
         return network, f"{config.stage} ({record['sha256'][:12]})"
     source = STAGES[config.stage].starts_from

@@ -127,6 +127,22 @@ def test_a_video_whose_rate_a_gif_rounded_comes_back_too(pipe, video, tmp_path):
     torch.testing.assert_close(made.frames[:, :, :22], frames[None], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("call", [
+    lambda pipe, video, prompt: pipe.extend(video, num_frames=40, prompt=prompt),
+    lambda pipe, video, prompt: pipe.interpolate(*video.frames[:, :, [0, 9]].unbind(2), prompt=prompt)],
+    ids=["extend", "interpolate"])
+def test_prompts_take_the_place_of_the_videos_embeddings(pipe, video, call):
+    prompts = ["two and 4", "7 and 7"]
+    own, told, same = (call(pipe, video, prompt).stages for prompt in (None, prompts, prompts[0]))
+    wanted = pipe(prompts).stages["image_embeds"]
+    torch.testing.assert_close(told["image_embeds"], wanted)
+    torch.testing.assert_close(same["image_embeds"][0], wanted[0])
+    assert (own["image_embeds"] - wanted).abs().max() > 0.1
+    assert not torch.equal(own["sr_h"], told["sr_h"])
+    with pytest.raises(MavliteError, match="1 for 2"):
+        call(pipe, video, prompts[:1])
+
+
 @pytest.mark.parametrize("call", [lambda pipe, slow: pipe.extend(slow, num_frames=40),
                                   lambda pipe, slow: pipe.vary(slow)], ids=["extend", "vary"])
 def test_of_a_slow_video_no_frame_is_a_key_frame_twice(pipe, video, call):

@@ -30,6 +30,7 @@ LEVELS = [
     {"moving_mnist"},
     {"digits", "prompts"},
     {"training_log"},
+    {"hub"},
     {"checkpoint", "video", "config", "device", "curves", "finite", "inputs"},
     {"plain_yaml"},
     {"errors"},

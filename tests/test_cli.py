@@ -190,7 +190,9 @@ def given(tmp_path):
     (["animate", "digit.png", "--prompt", "two and 4"], 22),
     (["interpolate", "digit.png", "other.png", "--num-frames", "7"], 7),
     (["vary", "clip.gif", "--strength", "0.5"], 22),
-    (["extend", "clip.npy", "--num-frames", "40"], 40)])
+    (["interpolate", "digit.png", "other.png", "--prompt", "two and 4"], 16),
+    (["extend", "clip.npy", "--num-frames", "40"], 40),
+    (["extend", "clip.npy", "--num-frames", "40", "--prompt", "two and 4"], 40)])
 def test_applications_write_videos(given, loaded, monkeypatch, command, frames):
     monkeypatch.chdir(given)
     assert run(*command, "--out", "made.npy", "made.gif", "--stages-out", "stages") == 0
@@ -209,6 +211,7 @@ def test_a_morph_is_a_video_for_each_step(given, loaded, monkeypatch):
     (["animate", "none.png"], "none.png"), (["interpolate", "digit.png", "none.png"], "none.png"),
     (["vary", "digit.txt"], "digit.txt"), (["vary", "clip.gif", "--strength", "2"], "strength"),
     (["extend", "clip.npy", "--num-frames", "3"], "num_frames"),
+    (["extend", "clip.npy", "--num-frames", "40", "--prompt", "two and cat"], "cat"),
     (["morph", "two and 4", "two and cat"], "cat"), (["animate", "digit.png", "--fps", "99"], "fps")])
 def test_applications_refuse_in_one_line(given, loaded, monkeypatch, capsys, command, said):
     monkeypatch.chdir(given)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mavlite import MakeAVideo, MavliteError, cascade
+from mavlite.pipeline import CANDIDATES
 
 PROMPTS = ["two and 4", "7 and seven"]
 
@@ -185,9 +186,9 @@ def test_guidance_doubles_the_batch_of_conditional_stages_only(pipe, batches):
 
 def test_key_frames_are_guided_away_from_single_frames_of_d(pipe, batches):
     pipe(PROMPTS[0], guidance_scale=1)
-    assert batches["decoder"] == [] and batches["decoder_t"] == [4, 1]           # candidates, half way one
+    assert batches["decoder"] == [] and batches["decoder_t"] == [CANDIDATES, 1]      # half way one
     pipe(PROMPTS[0], guidance_scale={"decoder_t": 3})
-    assert batches["decoder"] == [4 * 8, 8] and batches["decoder_t"][2:] == [4, 1]
+    assert batches["decoder"] == [CANDIDATES * 8, 8] and batches["decoder_t"][2:] == [CANDIDATES, 1]
 
 
 @pytest.mark.parametrize("stage, output", [("prior", "image_embeds"), ("decoder_t", "decoder_t")])
@@ -199,8 +200,8 @@ def test_guidance_matters(pipe, stage, output):
 @pytest.mark.parametrize("stage, num_frames", [("decoder", 1), ("decoder_t", 16)])
 def test_what_is_chosen_is_one_of_the_candidates(pipe, stage, num_frames):
     """Whole walks of all candidates, by hand: the chosen one is among them, as if it had walked alone."""
-    made = pipe(PROMPTS, seed=0, num_frames=num_frames).stages           # 4 each by default
-    y_e, n = made["image_embeds"], 4
+    made = pipe(PROMPTS, seed=0, num_frames=num_frames).stages
+    y_e, n = made["image_embeds"], CANDIDATES
     several, noise = y_e.repeat_interleave(n, dim=0), cascade.Noise(0, range(2), stage, pipe.device, n)
     network = pipe.networks[stage], pipe.configs[stage]
     drawn = (cascade.run_decoder(*network, noise, several) if num_frames == 1

@@ -313,6 +313,12 @@ def test_init_from_refuses_another_stage(trainer, smoke_weights):
     assert str(smoke_weights / "sr_l") in refusal(trainer, "sr_h", init_from=smoke_weights / "sr_l")
 
 
+def test_init_from_refuses_what_another_prediction_was_trained_for(trainer, smoke_weights):
+    said = refusal(trainer, "decoder", "diffusion.prediction_type=sample",
+                   init_from=smoke_weights / "decoder")
+    assert "v_prediction" in said and "sample" in said
+
+
 @pytest.mark.parametrize("stage, source", INFLATED)
 def test_an_inflated_stage_starts_as_its_source_and_says_so(trainer, smoke_weights, stage, source):
     it = trainer(stage)

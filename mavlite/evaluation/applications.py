@@ -157,28 +157,35 @@ def morph(e):
 # ---------------------------------------------------------------- many clips long
 
 def extension(e):
-    """Real clips made many times as long: digits second by second, motion at the end, jumps at seams."""
+    """Real clips made many times as long: digits second by second, motion at the end, jumps at seams.
+
+    "told" are the same clips, extended with a prompt that names their digits instead of their embedding.
+    """
     data, skip, n = e.data, e.data.frame_skip, e.sizes.extended
     real, rate, given = shown_apart(data, n), data.fps * skip, (data.num_frames - 1) * skip + 1
-    keys, jumps = {"extended": [], "real": []}, {"extended": [], "real": [], "cut": []}
+    keys, jumps = {"extended": [], "told": [], "real": []}, {"extended": [], "real": [], "cut": []}
     for start in range(0, n, LONG_BATCH):
         some = real.only(range(start, min(start + LONG_BATCH, n)))
         true = some.frames(data.sizes[-1], rate, e.sizes.length)                     # n c f s s
-        made = e.pipe.extend(Video(true[:, :, :given], rate), num_frames=e.sizes.length, seed=e.seed,
-                             index=start).frames
-        for name, frames in (("extended", made), ("real", true)):
+        prompts = [make_prompt(*PAIRS[pair], True, False) for pair in some.pairs.tolist()]
+        made, told = (e.pipe.extend(Video(true[:, :, :given], rate), num_frames=e.sizes.length, seed=e.seed,
+                                    index=start, prompt=prompt).frames for prompt in (None, prompts))
+        for name, frames in (("extended", made), ("told", told), ("real", true)):
             keys[name].append(frames[:, :, ::skip].clone())
-            jumps[name].append(changes(frames))
+            if name in jumps:
+                jumps[name].append(changes(frames))
         jumps["cut"].append(changes(true, true.flip(-1)))
     keys, jumps = ({name: torch.cat(parts) for name, parts in kept.items()} for kept in (keys, jumps))
 
     log_p = {name: judge_clips(e.judge, frames) for name, frames in keys.items()}    # n k 55
     last, name = slice(-data.num_frames, None), f"last {(data.num_frames - 1) / data.fps:g} s"
-    kept, ceiling = ((pooled(p[:, last]) == real.pairs).float().mean().item() for p in log_p.values())
-    e.add("extension", f"both digits, {name} of {e.sizes.length} frames", kept, n, unit="clips",
-          stage="interpolation", interval=interval(kept, n), ceiling=ceiling, floor=CHANCE)
+    kept = {which: (pooled(p[:, last]) == real.pairs).float().mean().item() for which, p in log_p.items()}
+    for which, how in (("extended", ""), ("told", ", with a prompt")):
+        e.add("extension", f"both digits, {name} of {e.sizes.length} frames{how}", kept[which], n,
+              unit="clips", stage="interpolation", interval=interval(kept[which], n), ceiling=kept["real"],
+              floor=CHANCE)
     _still(e, "extension", f"stands still, {name}", "interpolation",
-           *(frames[:, :, last] for frames in keys.values()))
+           *(keys[which][:, :, last] for which in ("extended", "real")))
 
     at_windows, at_keys, at_extensions = seams(data, e.sizes.length)
     key_jumps = {name: changes(frames) for name, frames in keys.items()}

@@ -89,6 +89,7 @@ def plot_extension(report):
     axes.fill_between(middle, *zip(*table["interval"]), color="0.85")
     axes.plot(middle, table["real"], marker="o", markersize=3, color="0.5", label="real")
     axes.plot(middle, table["extended"], marker="x", color="black", label="extended")
+    axes.plot(middle, table["told"], linestyle="--", color="black", label="extended with a prompt")
     axes.axvline(table["given_seconds"], linestyle="--", color="0.5")
     axes.set(ylim=(0, 1.02), xlabel="second of the video (left of the dashed line: as given)",
              ylabel="clips with both digits")
