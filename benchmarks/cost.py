@@ -41,14 +41,14 @@ def machine_rates(device, precision):
     return product / 1e9, convolution / 1e9
 
 
-def evaluations(sample):
-    """Network evaluations of one sample under a SampleConfig: a guided step takes two.
+def evaluations(sample, steps=None):
+    """Network evaluations of one sample under a SampleConfig, or of its first steps: a guided one takes two.
 
     They stand in one doubled batch, but for D^t, whose second one is of D (`guidance.single_frames`).
     """
-    times = time_steps(sample.steps)[:-1]
+    times = time_steps(sample.steps)[:-1][:steps]
     guided = sample.guidance_scale != 1 and int((times >= sample.guidance_until).sum())
-    return sample.steps + guided
+    return len(times) + guided
 
 
 def video_length(data):

@@ -13,11 +13,10 @@ from einops import rearrange
 from mavlite.device import full_precision
 
 
-def closest_candidates(clip, candidates, image_embeds):
-    """Of n candidates of each video the one that C finds closest to an embedding: its row in the batch, (b,).
+def closeness(clip, candidates, image_embeds):
+    """The mean over a clip's frames of cosine(C_y(frame), y_e), for n candidates of each video: (b, n).
 
-    candidates (b n) c f h w, or (b n) c h w, in [-1, 1], a video's side by side; image_embeds (b, d). The
-    closeness of a clip is the mean over its frames of cosine(C_y(frame), image_embeds).
+    candidates (b n) c f h w, or (b n) c h w, in [-1, 1], a video's side by side; image_embeds (b, d).
     """
     b = len(image_embeds)
     if candidates.ndim == 4:
@@ -26,8 +25,16 @@ def closest_candidates(clip, candidates, image_embeds):
     folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)
     with full_precision(candidates.device):                  # the choice must not hang on a rounding
         embeds = rearrange(clip.image_embeds(folded.float()), "(b n f) d -> b n f d", n=n, f=f)
-    closeness = F.cosine_similarity(embeds, image_embeds[:, None, None].float(), dim=-1).mean(dim=2)     # b n
-    return closeness.argmax(dim=1) + n * torch.arange(b, device=closeness.device)
+    return F.cosine_similarity(embeds, image_embeds[:, None, None].float(), dim=-1).mean(dim=2)
+
+
+def closest_candidates(clip, candidates, image_embeds):
+    """Of n candidates of each video the one that C finds closest to y_e: its row in the batch, (b,).
+
+    Arguments as in `closeness`.
+    """
+    close = closeness(clip, candidates, image_embeds)                                # b n
+    return close.argmax(dim=1) + close.shape[1] * torch.arange(len(close), device=close.device)
 
 
 def half_way(steps):

@@ -10,13 +10,15 @@ import pytest
 import torch
 from conftest import ROOT, SMOKE
 
-from benchmarks import cost, curve, guidance, peers, predictions, steps, timing, training
+from benchmarks import candidates, cost, curve, guidance, peers, predictions, steps, timing, training
 from benchmarks.command import table
+from mavlite.candidates import half_way
 from mavlite.config import SampleConfig
 from mavlite.device import peak_memory
 from mavlite.errors import MavliteError
 from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
+from mavlite.prompts import PAIRS, make_prompt
 
 
 def row(**changes):
@@ -50,7 +52,9 @@ def test_a_guided_step_counts_as_two_evaluations():
     assert cost.evaluations(SampleConfig(steps=5)) == 5
     assert cost.evaluations(SampleConfig(steps=5, guidance_scale=2.0)) == 10
     # At times 1, 0.75, 0.5 and 0.25, of which the last is below.
-    assert cost.evaluations(SampleConfig(steps=4, guidance_scale=2.0, guidance_until=0.5)) == 7
+    until = SampleConfig(steps=4, guidance_scale=2.0, guidance_until=0.5)
+    assert cost.evaluations(until) == 7 and cost.evaluations(until, 2) == 4
+    assert candidates.evaluations(until, 8, 2) == 8 * 4 + 3 and candidates.evaluations(until, 1, 4) == 7
 
 
 def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
@@ -147,6 +151,34 @@ def test_the_peak_of_memory_is_that_of_a_fresh_process():
 
 
 # ---------------------------------------------------------------- predictions and ratios
+
+def test_a_choice_among_fewer_is_the_mean_over_all_ways_to_pick_them():
+    close, right = torch.tensor([[0.9, 0.1, 0.5, 0.3]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    # Of 6 pairs three hold the first; alone each is as likely.
+    assert [candidates.chosen(close, right, count) for count in (1, 2, 4)] == [0.25, 0.5, 1.0]
+    both = torch.stack([close[0], -close[0]]), right.repeat(2, 1)
+    assert candidates.chosen(*both, 4) == 0.5                # the second video's first is its worst
+
+
+def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_path):
+    pipe = MakeAVideo.from_pretrained(smoke_weights)
+    monkeypatch.setattr(candidates, "score", lambda judge, frames, pairs: {
+        "clip": frames.mean().item(), "frame": frames.max().item()})
+    close, mean, most = candidates.draw(pipe, None, 2, 3)
+    assert close.shape == (2, 3, pipe.configs["decoder_t"].sample.steps)
+    assert mean.shape == most.shape == (2, 3) and (mean <= most).all()
+    prompts = [make_prompt(*pair, True, False) for pair in PAIRS[:2]]
+    keys = pipe(prompts, seed=candidates.SEED, candidates=3).stages["decoder_t"]
+    chosen = close[:, :, half_way(close.shape[2]) - 1].argmax(dim=1)
+    torch.testing.assert_close(mean[torch.arange(2), chosen], keys.mean(dim=(1, 2, 3, 4)), atol=1e-5, rtol=0)
+    out = tmp_path / "candidates.md"
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["candidates", "--weights", str(smoke_weights), "--videos", "2",
+                                      "--candidates", "3", "--out", str(out)])
+    candidates.main()
+    rows = [line.split(" | ")[:2] for line in out.read_text().splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| 1", *["| 2"] * (len(rows) // 2), *["| 3"] * (len(rows) // 2)]
+
 
 def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tmp_path):
     out = tmp_path / "guidance.md"
