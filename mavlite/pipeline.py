@@ -261,7 +261,7 @@ class MakeAVideo:
         """A video that goes on: key frames extrapolated from its own, with the embedding of the clearest.
 
         video: a `Video` of the finished size; where it has the finished rate its frames come back exactly.
-        prompt: as in `animate`. Who knows the digits should say so: a long video keeps them better.
+        prompt: as in `animate`.
         """
         run, skip = Session(self, len(video), **self._no_faster(video, options)), self.data.frame_skip
         keys = self._small(self._key_frames(video, run.fps, every=True))
