@@ -3,7 +3,7 @@
 A sampler knows early what it is going to make: half way from t = 1, x_0 already shows which digits there will
 be. So all candidates walk the first half, the closest to what was asked for walks on alone, and n cost
 as many evaluations as (n + 1) / 2 would. (DALL-E ranks its finished samples by CLIP: Ramesh et al. 2021,
-arXiv 2102.12092, 2.6. Make-A-Video says nothing of it; docs/report.md has prompt accuracy with and without.)
+arXiv 2102.12092, 2.6. Make-A-Video says nothing of it; docs/candidates.md has what n and half way are worth.)
 """
 
 import torch
