@@ -148,17 +148,26 @@ def fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, 
     return rearrange(filled, "(b n) c f h w -> b n c f h w", n=n)
 
 
+def given_keys(num_frames):
+    """How many of a window's key frames `extend_keys` gives: a quarter, which shows where digits go.
+
+    Half of them was worse: the more is given of what was made up before, and the more windows there are, the
+    more their faults add up.
+    """
+    return max(num_frames // 4, 2)
+
+
 def extend_keys(network, config, noise, keys, num_keys, image_embeds, fps, *, settings=None, choose=None,
                 away_from=None):
     """upF on the key-frame grid: key frames (b, c, k, h, w) and what comes after them, `num_keys` in all.
 
-    Window by window: the last keys so far become the first half of a window, whose other half is made; y_e
+    Window by window: the last keys so far become the first quarter of a window, whose rest is made; y_e
     stays the same. One such walk goes on by seconds, where many small ones at the full rate would drift.
     choose: see `run`, for every window anew, where noise is for n each. away_from: as in `run_decoder_t`.
     """
     length, n = config.data.num_frames, noise.each
     while keys.shape[2] < num_keys:
-        given = min(keys.shape[2], length // 2)
+        given = min(keys.shape[2], given_keys(length))
         frames = F.pad(keys[:, None, :, -given:], (0, 0, 0, 0, 0, length - given))   # b 1 c f h w
         known = torch.arange(length, device=keys.device) < given
         filled = fill_frames(network, config, noise, frames.repeat_interleave(n, dim=0), known,

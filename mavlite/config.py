@@ -5,49 +5,14 @@ a short block per stage with what differs. `load_config` merges the two into one
 """
 
 import dataclasses
-import reprlib
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from mavlite.checked import fill, require, shown, stays_inside, within
 from mavlite.errors import MavliteError
 from mavlite.plain_yaml import merge, parse_overrides, read_yaml
 
 STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h",
                "judge", "tracker", "video_features")
-
-
-def _require(condition, message):
-    if not condition:
-        raise MavliteError(message)
-
-
-def _within(section, config, **bounds):
-    """Require low <= config.name <= high for each name=(low, high); a list's items each."""
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        for item in value if isinstance(value, list) else [value]:
-            _require(low <= item <= high, f"{section}.{name}: {item} is not within {low} ... {high}")
-
-
-def _stays_inside(name, path):
-    """A path in a configuration goes down from where it starts: configurations come with others' weights."""
-    _require(path is None or ".." not in Path(path).parts,
-             f"{name}: {path!r} climbs out of its folder; write the whole path, without ..")
-
-
-def _shown(value):
-    """A value for a message: never long, however large it is."""
-    try:
-        return reprlib.repr(value)[:80]
-    except ValueError:                                       # Python writes out no number of 5000 digits
-        return "a number of thousands of digits"
-
-
-def _named(key):
-    """A key for a message: as it stands in the file, if it is text."""
-    return key[:60] if isinstance(key, str) else _shown(key)
 
 
 @dataclass
@@ -70,27 +35,27 @@ class DataConfig:
     mean_condition: float = 0.2              # share of D^t's clips conditioned on the mean embedding instead
 
     def __post_init__(self):
-        _require(self.digits in ("auto", "mnist", "glyphs"),
-                 f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
-        _require(self.condition in ("clearest", "first", "mean"),
-                 f"data.condition: {self.condition!r} is none of clearest, first, mean")
-        _within("data", self, num_clips=(0, 2**31), seed=(0, 2**31), fps_concentration=(1, 100))
-        _require(self.channels in (1, 3), f"data.channels: {self.channels} is neither 1 nor 3")
-        _require(len(self.sizes) == 3 and sorted(set(self.sizes)) == self.sizes and self.sizes[0] >= 8,
-                 f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")
-        _require(self.sizes[-1] <= 64, f"data.sizes: frames are drawn at 64 px, {self.sizes[-1]} is more")
+        require(self.digits in ("auto", "mnist", "glyphs"),
+                f"data.digits: {self.digits!r} is none of auto, mnist, glyphs")
+        require(self.condition in ("clearest", "first", "mean"),
+                f"data.condition: {self.condition!r} is none of clearest, first, mean")
+        within("data", self, num_clips=(0, 2**31), seed=(0, 2**31), fps_concentration=(1, 100))
+        require(self.channels in (1, 3), f"data.channels: {self.channels} is neither 1 nor 3")
+        require(len(self.sizes) == 3 and sorted(set(self.sizes)) == self.sizes and self.sizes[0] >= 8,
+                f"data.sizes: {self.sizes} must be three growing frame sizes, such as [32, 48, 64]")
+        require(self.sizes[-1] <= 64, f"data.sizes: frames are drawn at 64 px, {self.sizes[-1]} is more")
         low, high = self.fps_range if len(self.fps_range) == 2 else (0, 0)
-        _require(0 < low < high <= 60,
-                 f"data.fps_range: {self.fps_range} must be [low, high] with 0 < low < high <= 60")
-        _require(low <= self.fps <= high,
-                 f"data.fps: {self.fps} lies outside data.fps_range {self.fps_range}")
-        _require(4 <= self.num_frames <= 64, f"data.num_frames: {self.num_frames} is not within 4 ... 64")
-        _require(1 <= self.frame_skip <= self.max_frame_skip < self.num_frames,
-                 f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip "
-                 f"({self.max_frame_skip})")
+        require(0 < low < high <= 60,
+                f"data.fps_range: {self.fps_range} must be [low, high] with 0 < low < high <= 60")
+        require(low <= self.fps <= high,
+                f"data.fps: {self.fps} lies outside data.fps_range {self.fps_range}")
+        require(4 <= self.num_frames <= 64, f"data.num_frames: {self.num_frames} is not within 4 ... 64")
+        require(1 <= self.frame_skip <= self.max_frame_skip < self.num_frames,
+                f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip "
+                f"({self.max_frame_skip})")
         for name in ("fps_uniform", "mean_condition"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"data.{name}: {value} is not within 0 ... 1")
+            require(0 <= value <= 1, f"data.{name}: {value} is not within 0 ... 1")
 
 
 @dataclass
@@ -107,15 +72,15 @@ class ClipConfig:
     context_length: int = 8
 
     def __post_init__(self):
-        _within("clip", self, embed_dim=(1, 4096), image_size=(16, 1024), vision_layers=(1, 64),
-                vision_width=(2, 1024), text_width=(4, 4096), text_layers=(1, 64), context_length=(3, 1024))
-        _require(len(self.vision_layers) == 4,
-                 f"clip.vision_layers: {self.vision_layers} must be four depths, such as [1, 1, 1, 1]")
-        _require(self.image_size % 16 == 0, f"clip.image_size: {self.image_size} is no multiple of 16")
-        _require(self.vision_width % 2 == 0, f"clip.vision_width: {self.vision_width} is no multiple of 2")
-        _require(self.text_width % 4 == 0, f"clip.text_width: {self.text_width} is no multiple of 4")
+        within("clip", self, embed_dim=(1, 4096), image_size=(16, 1024), vision_layers=(1, 64),
+               vision_width=(2, 1024), text_width=(4, 4096), text_layers=(1, 64), context_length=(3, 1024))
+        require(len(self.vision_layers) == 4,
+                f"clip.vision_layers: {self.vision_layers} must be four depths, such as [1, 1, 1, 1]")
+        require(self.image_size % 16 == 0, f"clip.image_size: {self.image_size} is no multiple of 16")
+        require(self.vision_width % 2 == 0, f"clip.vision_width: {self.vision_width} is no multiple of 2")
+        require(self.text_width % 4 == 0, f"clip.text_width: {self.text_width} is no multiple of 4")
         if self.pretrained is not None:
-            _stays_inside("clip.pretrained", self.pretrained)
+            stays_inside("clip.pretrained", self.pretrained)
 
 
 @dataclass
@@ -125,9 +90,9 @@ class PriorConfig:
     heads: int = 4
 
     def __post_init__(self):
-        _within("model", self, width=(1, 4096), layers=(1, 64), heads=(1, 64))
-        _require(self.width % self.heads == 0,
-                 f"model.width: {self.width} is no multiple of model.heads ({self.heads})")
+        within("model", self, width=(1, 4096), layers=(1, 64), heads=(1, 64))
+        require(self.width % self.heads == 0,
+                f"model.width: {self.width} is no multiple of model.heads ({self.heads})")
 
 
 @dataclass
@@ -144,18 +109,18 @@ class UNetConfig:
     temporal_init: str = "identity"          # identity, random
 
     def __post_init__(self):
-        _require(1 <= len(self.channels) <= 6, f"model.channels: {self.channels} must be 1 to 6 widths")
-        _within("model", self, channels=(1, 4096), blocks=(1, 64), patch_size=(1, 16), head_dim=(1, 1024),
-                context_tokens=(1, 64), emb_dim=(1, 8192))
-        _require(set(self.temporal_layers) <= {"convolution", "attention"},
-                 f"model.temporal_layers: {self.temporal_layers} holds more than convolution and attention")
-        _require(self.temporal_init in ("identity", "random"),
-                 f"model.temporal_init: {self.temporal_init!r} is neither identity nor random")
+        require(1 <= len(self.channels) <= 6, f"model.channels: {self.channels} must be 1 to 6 widths")
+        within("model", self, channels=(1, 4096), blocks=(1, 64), patch_size=(1, 16), head_dim=(1, 1024),
+               context_tokens=(1, 64), emb_dim=(1, 8192))
+        require(set(self.temporal_layers) <= {"convolution", "attention"},
+                f"model.temporal_layers: {self.temporal_layers} holds more than convolution and attention")
+        require(self.temporal_init in ("identity", "random"),
+                f"model.temporal_init: {self.temporal_init!r} is neither identity nor random")
         for level in self.attention:
-            _require(0 <= level < len(self.channels), f"model.attention: there is no level {level}")
-            _require(self.channels[level] % self.head_dim == 0,
-                     f"model.channels: {self.channels[level]} is no multiple of model.head_dim "
-                     f"({self.head_dim})")
+            require(0 <= level < len(self.channels), f"model.attention: there is no level {level}")
+            require(self.channels[level] % self.head_dim == 0,
+                    f"model.channels: {self.channels[level]} is no multiple of model.head_dim "
+                    f"({self.head_dim})")
 
 
 @dataclass
@@ -163,7 +128,7 @@ class JudgeConfig:
     width: int = 24
 
     def __post_init__(self):
-        _within("model", self, width=(1, 1024))
+        within("model", self, width=(1, 1024))
 
 
 @dataclass
@@ -172,7 +137,7 @@ class TrackerConfig:
     hidden: int = 128
 
     def __post_init__(self):
-        _within("model", self, width=(1, 1024), hidden=(1, 4096))
+        within("model", self, width=(1, 1024), hidden=(1, 4096))
 
 
 @dataclass
@@ -181,7 +146,7 @@ class VideoFeaturesConfig:
     features: int = 128
 
     def __post_init__(self):
-        _within("model", self, width=(1, 1024), features=(1, 4096))
+        within("model", self, width=(1, 1024), features=(1, 4096))
 
 
 @dataclass
@@ -197,21 +162,21 @@ class DiffusionConfig:
     max_blur: float = 0.8                    # SR: Gaussian blur of the low resolution, px
 
     def __post_init__(self):
-        _require(self.prediction_type in ("epsilon", "sample", "v_prediction"),
-                 f"diffusion.prediction_type: {self.prediction_type!r} is none of "
-                 "epsilon, sample, v_prediction")
-        _require(self.loss in ("simple", "min_snr", "hybrid"),
-                 f"diffusion.loss: {self.loss!r} is none of simple, min_snr, hybrid")
-        _require(self.prediction_type != "epsilon" or self.log_snr_min is not None,
-                 "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is "
-                 "only noise; truncate the schedule with diffusion.log_snr_min: -20")
-        _require(self.log_snr_min is None or -60 <= self.log_snr_min < 0,
-                 f"diffusion.log_snr_min: {self.log_snr_min} is not within -60 ... 0")
-        _within("diffusion", self, min_snr_gamma=(0.01, 1000), time_shift=(-20, 20), time_scale=(0.01, 20),
-                max_blur=(0, 8))
+        require(self.prediction_type in ("epsilon", "sample", "v_prediction"),
+                f"diffusion.prediction_type: {self.prediction_type!r} is none of "
+                "epsilon, sample, v_prediction")
+        require(self.loss in ("simple", "min_snr", "hybrid"),
+                f"diffusion.loss: {self.loss!r} is none of simple, min_snr, hybrid")
+        require(self.prediction_type != "epsilon" or self.log_snr_min is not None,
+                "diffusion.prediction_type: epsilon says nothing about the data at t = 1, where there is "
+                "only noise; truncate the schedule with diffusion.log_snr_min: -20")
+        require(self.log_snr_min is None or -60 <= self.log_snr_min < 0,
+                f"diffusion.log_snr_min: {self.log_snr_min} is not within -60 ... 0")
+        within("diffusion", self, min_snr_gamma=(0.01, 1000), time_shift=(-20, 20), time_scale=(0.01, 20),
+               max_blur=(0, 8))
         for name in ("drop_condition", "max_noise_level"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"diffusion.{name}: {value} is not within 0 ... 1")
+            require(0 <= value < 1, f"diffusion.{name}: {value} is not within 0 ... 1")
 
 
 @dataclass
@@ -238,27 +203,28 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep"):
-            _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not 1 or more")
+            require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not 1 or more")
         for name in ("warmup_steps", "sample_every", "weight_decay", "seed"):
-            _require(getattr(self, name) >= 0, f"train.{name}: {getattr(self, name)} is negative")
+            require(getattr(self, name) >= 0, f"train.{name}: {getattr(self, name)} is negative")
         for name in ("lr", "muon_lr", "grad_clip"):
-            _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not above 0")
+            require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} is not above 0")
         for name in ("decay_share", "ema_decay"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"train.{name}: {value} is not within 0 ... 1")
-        _within("train", self, batch_size=(1, 2**16), keep=(1, 1000))
-        _require(self.batch_size % self.accumulate == 0,
-                 f"train.batch_size: {self.batch_size} is no multiple of train.accumulate "
-                 f"({self.accumulate})")
-        _require(self.optimizer in ("muon", "adamw"),
-                 f"train.optimizer: {self.optimizer!r} is neither muon nor adamw")
-        _require(self.precision in ("auto", "bf16", "fp16", "fp32", "fp64"),
-                 f"train.precision: {self.precision!r} is none of auto, bf16, fp16, fp32, fp64")
+            require(0 <= value <= 1, f"train.{name}: {value} is not within 0 ... 1")
+        within("train", self, batch_size=(1, 2**16), keep=(1, 1000))
+        require(self.batch_size % self.accumulate == 0,
+                f"train.batch_size: {self.batch_size} is no multiple of train.accumulate "
+                f"({self.accumulate})")
+        require(self.optimizer in ("muon", "adamw"),
+                f"train.optimizer: {self.optimizer!r} is neither muon nor adamw")
+        require(self.precision in ("auto", "bf16", "fp16", "fp32", "fp64"),
+                f"train.precision: {self.precision!r} is none of auto, bf16, fp16, fp32, fp64")
 
 
 @dataclass
 class SampleConfig:
     """How a stage samples by default."""
+    section = "sample"                       # what messages call it: no annotation, no key
     sampler: str = "dpmpp_2m"
     steps: int = 12
     guidance_scale: float = 1.0
@@ -266,12 +232,21 @@ class SampleConfig:
     noise_level: float = 0.0                 # SR: noise added to the low resolution it is given
 
     def __post_init__(self):
-        _require(self.sampler in ("ddpm", "ddim", "dpmpp_2m"),
-                 f"sample.sampler: {self.sampler!r} is none of ddpm, ddim, dpmpp_2m")
-        _within("sample", self, steps=(1, 10_000), guidance_scale=(0, 1000))
-        _require(0 <= self.guidance_until < 1,
-                 f"sample.guidance_until: {self.guidance_until} is not within 0 ... 1")
-        _require(0 <= self.noise_level < 1, f"sample.noise_level: {self.noise_level} is not within 0 ... 1")
+        require(self.sampler in ("ddpm", "ddim", "dpmpp_2m"),
+                f"{self.section}.sampler: {self.sampler!r} is none of ddpm, ddim, dpmpp_2m")
+        within(self.section, self, steps=(1, 10_000), guidance_scale=(0, 1000))
+        require(0 <= self.guidance_until < 1,
+                f"{self.section}.guidance_until: {self.guidance_until} is not within 0 ... 1")
+        require(0 <= self.noise_level < 1,
+                f"{self.section}.noise_level: {self.noise_level} is not within 0 ... 1")
+
+
+class ExtrapolateConfig(SampleConfig):
+    """How upF samples where key frames are given on one side only, as `animate` and `extend` give them.
+
+    It then makes up what D^t would, and takes as many steps. Its `sample` is for the frames between two keys.
+    """
+    section = "extrapolate"
 
 
 @dataclass
@@ -281,9 +256,9 @@ class DistillConfig:
     guidance_scale: float = 1.0              # of the teacher; the student needs none
 
     def __post_init__(self):
-        _within("distill", self, guidance_scale=(0, 1000))
+        within("distill", self, guidance_scale=(0, 1000))
         if self.teacher is not None:
-            _stays_inside("distill.teacher", self.teacher)
+            stays_inside("distill.teacher", self.teacher)
 
 
 def model_type(stage):
@@ -302,6 +277,7 @@ class Config:
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
+    extrapolate: ExtrapolateConfig | None    # the interpolation network's
     distill: DistillConfig
 
     def to_dict(self):
@@ -310,88 +286,54 @@ class Config:
     @classmethod
     def from_dict(cls, mapping):
         """From `to_dict`'s output (config.json) or a merged YAML mapping. Raises MavliteError by key name."""
-        _require(isinstance(mapping, dict), "a configuration must be a mapping of sections")
+        require(isinstance(mapping, dict), "a configuration must be a mapping of sections")
         mapping = dict(mapping)
         stage = mapping.pop("stage", None)
-        _require(stage in STAGE_NAMES, f"stage: {_shown(stage)} is none of {', '.join(STAGE_NAMES)}")
-        sections = {f.name: f.type for f in dataclasses.fields(cls)} | {"model": model_type(stage)}
+        require(stage in STAGE_NAMES, f"stage: {shown(stage)} is none of {', '.join(STAGE_NAMES)}")
+        sections = {f.name: f.type for f in dataclasses.fields(cls)} | {
+            "model": model_type(stage),
+            "extrapolate": ExtrapolateConfig if stage == "interpolation" else None}
         del sections["stage"]
         for key in mapping:
-            _require(key in sections, f"unknown section {_shown(key)}; there are {', '.join(sections)}")
+            require(key in sections, f"unknown section {shown(key)}; there are {', '.join(sections)}")
         filled = {key: None if kind is None
-                  else _fill(kind, {} if mapping.get(key) is None else mapping[key], key)
+                  else fill(kind, {} if mapping.get(key) is None else mapping[key], key)
                   for key, kind in sections.items()}
-        if sections["model"] is None:
-            _require(mapping.get("model") in (None, {}),
-                     "stage clip has no model section: its network is the section clip")
+        for key, why in (("model", "its network is the section clip"), ("extrapolate", "interpolation has")):
+            require(sections[key] is not None or mapping.get(key) in (None, {}),
+                    f"stage {stage} has no {key} section: {why}")
         config = cls(stage=stage, **filled)
         if config.distill.teacher is not None:
-            _require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
-                     f"distill.teacher: stage {stage} takes no denoising steps")
-            _require((config.sample.sampler, config.sample.guidance_scale) == ("ddim", 1.0),
-                     "distill.teacher: a student samples with sample.sampler ddim and "
-                     "sample.guidance_scale 1")
-            _require(config.diffusion.loss != "hybrid",
-                     "distill.teacher: a student has no use for a learned variance; "
-                     "set diffusion.loss to simple")
-        _require(stage != "prior" or config.diffusion.loss != "hybrid",
-                 "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
+            require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
+                    f"distill.teacher: stage {stage} takes no denoising steps")
+            require((config.sample.sampler, config.sample.guidance_scale) == ("ddim", 1.0),
+                    "distill.teacher: a student samples with sample.sampler ddim and "
+                    "sample.guidance_scale 1")
+            require(config.diffusion.loss != "hybrid",
+                    "distill.teacher: a student has no use for a learned variance; "
+                    "set diffusion.loss to simple")
+        require(stage != "prior" or config.diffusion.loss != "hybrid",
+                "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
         return config
-
-
-def _fill(kind, mapping, path):
-    """A dataclass from a mapping, every key and type checked."""
-    _require(isinstance(mapping, dict), f"{path}: must be a section of keys, not {_shown(mapping)}")
-    hints = typing.get_type_hints(kind)
-    for key in mapping:
-        _require(key in hints, f"unknown key {path}.{_named(key)}; {path} has {', '.join(hints)}")
-    return kind(**{key: _check(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
-
-
-def _check(kind, value, path):
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:                            # X | None
-        return None if value is None else _check(arguments[0], value, path)
-    if origin is list:
-        _require(isinstance(value, list), f"{path}: must be a list, not {_shown(value)}")
-        _require(len(value) <= 64, f"{path}: {len(value)} values are more than any list here takes")
-        return [_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if kind is float:
-        if isinstance(value, str):                           # YAML 1.1 reads 1e-3 as text
-            try:
-                value = float(value)
-            except ValueError:
-                pass
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
-        _require(ok, f"{path}: must be a number, not {_shown(value)}")
-        return float(value)
-    if kind is int:
-        _require(isinstance(value, int) and not isinstance(value, bool),
-                 f"{path}: must be a whole number, not {_shown(value)}")
-        _require(abs(value) < 2**31, f"{path}: {_shown(value)} is too large")
-    else:
-        _require(isinstance(value, kind), f"{path}: must be a {kind.__name__}, not {_shown(value)}")
-        _require(kind is not str or len(value) < 1000, f"{path}: {_shown(value)} is too long")
-    return value
 
 
 def load_config(path, stage, overrides=()):
     """The configuration of one stage: shared sections, then the stage's block, then --set overrides."""
     stages = ", ".join(STAGE_NAMES)
-    _require(stage in STAGE_NAMES, f"unknown stage {_shown(stage)}; there are {stages}")
+    require(stage in STAGE_NAMES, f"unknown stage {shown(stage)}; there are {stages}")
     content = read_yaml(path)
     blocks = {} if content.get("stages") is None else content["stages"]
     content.pop("stages", None)
-    _require(isinstance(blocks, dict), f"{path}: stages must hold a block per stage")
+    require(isinstance(blocks, dict), f"{path}: stages must hold a block per stage")
     for name in blocks:
-        _require(name in STAGE_NAMES, f"{path}: unknown stage {_shown(name)}; there are {stages}")
+        require(name in STAGE_NAMES, f"{path}: unknown stage {shown(name)}; there are {stages}")
     if model_type(stage) is not UNetConfig:
         content.pop("model", None)                           # the shared model section is the U-Nets'
     try:
         block = {} if blocks.get(stage) is None else blocks[stage]
-        _require(isinstance(block, dict), f"stages.{stage}: must be a block of sections")
+        require(isinstance(block, dict), f"stages.{stage}: must be a block of sections")
         merged = merge(merge(content, block), parse_overrides(overrides))
-        _require("stage" not in merged, f"unknown section 'stage'; {stage} was asked for")
+        require("stage" not in merged, f"unknown section 'stage'; {stage} was asked for")
         return Config.from_dict({"stage": stage, **merged})
     except MavliteError as error:
         raise MavliteError(f"{path} ({stage}): {error}") from None

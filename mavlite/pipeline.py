@@ -22,7 +22,8 @@ from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
 CANDIDATES, MOST_CANDIDATES = 8, 64          # of which C chooses a video's key frames
-GUIDED = ("prior", "decoder", "decoder_t", "interpolation")  # have an embedding or a prompt to be guided by
+# What has an embedding or a prompt to be guided by.
+GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
 
 
 class MakeAVideo:
@@ -76,8 +77,8 @@ class MakeAVideo:
         options, of this and every other method:
             fps: key-frame rate, within what training covered; the finished video's is fps * frame_skip.
             steps, guidance_scale, sampler: one value for every stage that has it (guidance: those with an
-                image embedding or a prompt), or a dict stage -> value.
-                Those of decoder_t hold for all key frames, also where upF makes them by extrapolation.
+                image embedding or a prompt), or a dict stage -> value; "extrapolate" stands for upF where
+                it makes key frames, as D^t does.
             seed, index: video i of the batch draws from (seed, index + i).
             candidates: how often the key frames (or the one frame) of a video are drawn; half way C keeps
                 what is closest to the embedding. 8 by default; 1 draws once, in less time. Frames between two
@@ -155,12 +156,12 @@ class MakeAVideo:
     def _extend(self, run, keys, num_keys, y_e):
         """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation.
 
-        Here and in `animate` upF makes key frames from the embedding, as D^t does, and is sampled with D^t's
-        settings. Its own are for the frames between two given ones, which leave little to make up.
+        Here and in `animate` upF makes key frames from the embedding, as D^t does, and is sampled with other
+        settings than for the frames between two given ones, which leave little to make up.
         """
         with run.clock("interpolation"):
             return cascade.extend_keys(*run.stage("interpolation", "extend", run.candidates), keys, num_keys,
-                                       y_e, run.fps, settings=run.settings["decoder_t"],
+                                       y_e, run.fps, settings=run.settings["extrapolate"],
                                        choose=self._choice(run, y_e), away_from=self.single_frames)
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
@@ -201,7 +202,7 @@ class MakeAVideo:
                 given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read where known only
                 filled = cascade.fill_frames(
                     *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
-                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["decoder_t"],
+                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["extrapolate"],
                     choose=self._choice(run, y_e), away_from=self.single_frames)
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
@@ -362,8 +363,10 @@ class MakeAVideo:
 
     def _settings(self, steps, guidance_scale, sampler):
         """Each stage's own sampling settings, with what the caller overrides: stage -> SampleConfig."""
-        changes = {stage: {} for stage in self.configs}
-        given = {"steps": (steps, tuple(self.configs)), "sampler": (sampler, tuple(self.configs)),
+        own = {stage: config.sample for stage, config in self.configs.items()}
+        own["extrapolate"] = self.configs["interpolation"].extrapolate
+        changes = {stage: {} for stage in own}
+        given = {"steps": (steps, tuple(own)), "sampler": (sampler, tuple(own)),
                  "guidance_scale": (guidance_scale, GUIDED)}
         for key, (value, stages) in given.items():
             values = value if isinstance(value, dict) else {stage: value for stage in stages}
@@ -372,4 +375,4 @@ class MakeAVideo:
                     raise MavliteError(f"{key}: no stage {stage!r} takes it; name {', '.join(stages)}")
                 if values[stage] is not None:
                     changes[stage][key] = values[stage]
-        return {stage: dataclasses.replace(self.configs[stage].sample, **changes[stage]) for stage in changes}
+        return {stage: dataclasses.replace(own[stage], **changes[stage]) for stage in own}

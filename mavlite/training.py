@@ -98,8 +98,6 @@ def initial_network(config, clip, weights, init_from):
     """
     torch.manual_seed(config.train.seed)
     network = build_network(config, clip)
-    if init_from is None and config.distill.teacher is not None:
-        init_from = Path(config.distill.teacher) / config.stage
     if init_from is not None:
         state, record = checkpoint.read_weights(init_from, config.stage)
         had = record["config"]["diffusion"]["prediction_type"]
@@ -150,6 +148,8 @@ class Trainer:
             clip = load_clip(weights, config, self.device).to(dtype)
             if config.clip.model == "tiny":
                 self.clip_sha = checkpoint.read_record(Path(weights) / "clip", "clip")["sha256"][:12]
+        if init_from is None and config.distill.teacher is not None:
+            init_from = Path(config.distill.teacher) / config.stage      # a student starts as a copy
         network, self.origin = initial_network(config, clip, weights, init_from)
         if config.distill.teacher is not None:               # a student is never asked without its condition
             for name, p in network.named_parameters():

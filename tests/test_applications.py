@@ -58,9 +58,9 @@ def test_what_comes_out_depends_on_the_picture(pipe):
 @pytest.mark.parametrize("call", [lambda pipe, video, **o: pipe.animate(video.frames[:, :, 0], **o),
                                   lambda pipe, video, **o: pipe.extend(video, num_frames=40, **o)],
                          ids=["animate", "extend"])
-def test_extrapolated_key_frames_are_sampled_with_the_settings_of_d_t(pipe, video, call):
+def test_extrapolated_key_frames_are_sampled_with_settings_of_their_own(pipe, video, call):
     made, other, same = [call(pipe, video, **options).stages["decoder_t"] for options in (
-        {}, {"guidance_scale": {"decoder_t": 2.5}}, {"guidance_scale": {"interpolation": 2.5}})]
+        {}, {"guidance_scale": {"extrapolate": 2.5}}, {"guidance_scale": {"interpolation": 2.5}})]
     assert (other - made).abs().max() > 1e-3
     assert torch.equal(same, made)
 
@@ -180,11 +180,11 @@ def test_extension_reads_the_last_frames_it_knows():
         sample, diffusion = SampleConfig(steps=1), DiffusionConfig()
     keys = torch.rand(2, 1, 6, 4, 4)
     noise = cascade.Noise(0, range(2), "x", torch.device("cpu"))
-    longer = cascade.extend_keys(network, Config, noise, keys, 11, torch.zeros(2, 5), 6.0)
-    assert longer.shape == (2, 1, 11, 4, 4) and torch.equal(longer[:, :, :6], keys)
-    for window, start in zip(seen, (2, 6)):
-        assert torch.equal(window[:, :1, :4], longer[:, :, start:start + 4])
-        assert (window[:, 1, :4] == 1).all() and (window[:, :, 4:] == 0).all()
+    longer = cascade.extend_keys(network, Config, noise, keys, 15, torch.zeros(2, 5), 6.0)
+    assert longer.shape == (2, 1, 15, 4, 4) and torch.equal(longer[:, :, :6], keys)
+    for window, start in zip(seen, (4, 10)):
+        assert torch.equal(window[:, :1, :2], longer[:, :, start:start + 2])
+        assert (window[:, 1, :2] == 1).all() and (window[:, :, 2:] == 0).all()
 
 
 # --- long videos

@@ -32,7 +32,7 @@ LEVELS = [
     {"training_log"},
     {"hub"},
     {"checkpoint", "video", "config", "device", "curves", "finite", "inputs"},
-    {"plain_yaml"},
+    {"plain_yaml", "checked"},
     {"errors"},
 ]
 

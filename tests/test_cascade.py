@@ -251,12 +251,12 @@ def test_every_window_of_a_longer_video_is_chosen():
         asked.append(x_0)
         return torch.tensor([1, 5])
     keys = random(2, 1, 8, 4, 4).clamp(-1, 1)
-    one, many = (extend_keys(stub, config, Noise(0, range(2), "any", CPU, each), keys, 15, random(2, 5), 6.0,
+    one, many = (extend_keys(stub, config, Noise(0, range(2), "any", CPU, each), keys, 19, random(2, 5), 6.0,
                              settings=SampleConfig(steps=2), choose=choose if each == 3 else None)
                  for each in (1, 3))
     assert len(asked) == 2 and all(x_0.shape == (6, 1, 8, 4, 4) for x_0 in asked)
-    assert torch.equal(asked[0][:, :, :4], keys[:, :, 4:].repeat_interleave(3, dim=0))       # not the guess
-    assert torch.equal(asked[1][:, :, :4], many[:, :, 8:12].repeat_interleave(3, dim=0))
+    assert torch.equal(asked[0][:, :, :2], keys[:, :, 6:].repeat_interleave(3, dim=0))       # not the guess
+    assert torch.equal(asked[1][:, :, :2], many[:, :, 12:14].repeat_interleave(3, dim=0))
     assert many.shape == one.shape and torch.equal(many[:, :, :8], keys)
     assert not torch.equal(many[0, :, 8:], one[0, :, 8:])
 

@@ -91,6 +91,7 @@ MISTAKES = [
     ("diffusion: {loss: l1}", "diffusion.loss"),
     ("sample: {sampler: euler}", "sample.sampler"),
     ("sample: {steps: 0}", "sample.steps"),
+    ("extrapolate: {steps: 3}", "stage decoder has no extrapolate section"),
     ("model: {head_dim: 0}", "model.head_dim"),
     ("model: {channels: [1000000]}", "model.channels"),
     ("model: {channels: []}", "model.channels"),
@@ -127,6 +128,15 @@ MISTAKES = [
     ("stages: 0", "stages must hold"),
     ("stages: {decoder: []}", "stages.decoder"),
 ]
+
+
+@pytest.mark.parametrize("value, said", [
+    ("{sampler: euler}", "extrapolate.sampler"), ("{steps: 0}", "extrapolate.steps"),
+    ("{guidance_until: 1}", "extrapolate.guidance_until"),
+    ("{section: x}", "unknown key extrapolate.section")])
+def test_a_mistake_in_how_key_frames_are_extrapolated_is_named_so(write, value, said):
+    with pytest.raises(MavliteError, match=said):
+        load_config(write(f"extrapolate: {value}"), "interpolation")
 
 
 @pytest.mark.parametrize("text, named", MISTAKES, ids=[text[:40] for text, _ in MISTAKES])

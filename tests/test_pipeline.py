@@ -244,10 +244,12 @@ def test_what_was_not_trained_is_refused(pipe, options, word):
     assert word in refusal(pipe, PROMPTS[0], **options)
 
 
+ALL = "prior, decoder, decoder_t, interpolation, sr_l, sr_l_t, sr_h, extrapolate"
+
+
 @pytest.mark.parametrize("options, stages", [
-    ({"steps": {"decoder_t": 3, "sr_x": 3}}, "prior, decoder, decoder_t, interpolation, sr_l, sr_l_t, sr_h"),
-    ({"sampler": {"clip": "ddim"}}, "prior, decoder, decoder_t, interpolation, sr_l, sr_l_t, sr_h"),
-    ({"guidance_scale": {"sr_h": 3.0}}, "prior, decoder, decoder_t, interpolation")])
+    ({"steps": {"decoder_t": 3, "sr_x": 3}}, ALL), ({"sampler": {"clip": "ddim"}}, ALL),
+    ({"guidance_scale": {"sr_h": 3.0}}, "prior, decoder, decoder_t, interpolation, extrapolate")])
 def test_a_setting_for_a_stage_that_does_not_take_it_is_refused(pipe, batches, options, stages):
     (key, value), = options.items()
     message = refusal(pipe, PROMPTS[0], **options)

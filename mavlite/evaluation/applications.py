@@ -245,6 +245,6 @@ def seams(data, length):
     def beside(keys):
         steps = [step for key in keys for step in (key * skip - 1, key * skip)]
         return [step for step in steps if given < step < length - 1]
-    half = data.num_frames - data.num_frames // 2            # made by each window; the first follows on given
-    made = range(data.num_frames + half, count, half)
+    new = data.num_frames - cascade.given_keys(data.num_frames)      # of a window; the first follows on given
+    made = range(data.num_frames + new, count, new)
     return beside(shared), beside(set(range(count)) - set(shared)), [key - 1 for key in made]

@@ -6,6 +6,7 @@
 and the pictures of a lesson: `show`, `strip`.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -101,6 +102,14 @@ class Lesson:
         if self.pretrained:
             return read_config(SHIPPED, stage)
         return load_config(self._preset_file(), stage)
+
+    def recipe(self, stage):
+        """The Config by which the preset trains a stage from the beginning, for networks of `config`'s sizes.
+
+        Shipped weights may have gone on from earlier ones, or be a student's: `config` says how they ended.
+        """
+        ours = self.config(stage)
+        return dataclasses.replace(load_config(self._preset_file(), stage), model=ours.model, clip=ours.clip)
 
     def weights(self, *stages):
         """A folder of weights folders that holds these stages; what is missing in it is trained first."""
