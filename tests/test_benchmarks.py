@@ -1,6 +1,5 @@
 """The benchmarks' pure parts, and the commands on smoke weights: what they write, never how fast."""
 
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, SMOKE
 
-from benchmarks import candidates, cost, curve, guidance, peers, predictions, steps, timing, training
+from benchmarks import candidates, cost, curve, guidance, peers, steps, timing, training
 from benchmarks.command import table
 from mavlite.candidates import half_way
 from mavlite.config import SampleConfig
@@ -150,7 +149,7 @@ def test_the_peak_of_memory_is_that_of_a_fresh_process():
         timing.in_own_process(die)
 
 
-# ---------------------------------------------------------------- predictions and ratios
+# ---------------------------------------------------------------- choices and ratios
 
 def test_a_choice_among_fewer_is_the_mean_over_all_ways_to_pick_them():
     close, right = torch.tensor([[0.9, 0.1, 0.5, 0.3]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
@@ -192,16 +191,6 @@ def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tm
     scores = guidance.Scores(smoke_weights, 3)
     once, again, never = (scores.sample(guidance.SINGLE, 2.0, until)[0] for until in (0.0, 0.0, 0.999))
     assert torch.equal(once, again) and not torch.equal(once, never)
-
-
-def test_predicted_seconds_follow_the_evaluations():
-    before = {"decoder_t": SampleConfig(steps=12, guidance_scale=3.0), "sr_h": SampleConfig(steps=4)}
-    folded = {"decoder_t": dataclasses.replace(before["decoder_t"], guidance_scale=1.0)}
-    seconds = {"clip": 0.1, "decoder_t": 2.4, "sr_h": 1.0}
-    assert predictions.predict(seconds, before, folded) == {"clip": 0.1, "decoder_t": 1.2, "sr_h": 1.0}
-    student = {"decoder_t": SampleConfig(steps=1), "sr_h": SampleConfig(steps=2)}
-    assert predictions.predict(seconds, before, student) == pytest.approx(
-        {"clip": 0.1, "decoder_t": 0.1, "sr_h": 0.5})
 
 
 def test_peers_are_given_as_multiples_of_ours():
@@ -283,7 +272,6 @@ def command(name, *arguments):
 @pytest.mark.parametrize("name, arguments, written", [
     ("steps", ["--stages", "prior", "sr_h", "--steps", "1", "2", "--videos", "3"], "| `sr_h` | PSNR, dB |"),
     ("cost", ["--repeats", "1"], "| in all |"),
-    ("predictions", ["--repeats", "1"], "| D^t and upF students of 1 |"),
     ("training", ["--config", SMOKE, "--steps", "1"], "| in all |"),
     pytest.param("compile", ["--config", SMOKE, "--stages", "decoder", "--steps", "1"], "| `decoder` |",
                  marks=pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler"))])
@@ -296,7 +284,7 @@ def test_the_commands_write_their_tables(smoke_weights, tmp_path, name, argument
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, arguments, said", [
-    ("steps", ["--videos", "0"], "--videos"), ("predictions", ["--repeats", "0"], "--repeats"),
+    ("steps", ["--videos", "0"], "--videos"),
     ("cost", ["--repeats", "0"], "--repeats"), ("growth", ["--batch", "1"], "two batch sizes"),
     ("training", ["--config", "none.yaml"], "none.yaml"), ("peers", ["--repeats", "0"], "--repeats"),
     ("compile", ["--steps", "0"], "--steps")])

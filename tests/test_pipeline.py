@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mavlite import MakeAVideo, MavliteError, cascade
+from mavlite.candidates import half_way
 from mavlite.pipeline import CANDIDATES
 
 PROMPTS = ["two and 4", "7 and seven"]
@@ -185,10 +186,18 @@ def test_guidance_doubles_the_batch_of_conditional_stages_only(pipe, batches):
 
 
 def test_key_frames_are_guided_away_from_single_frames_of_d(pipe, batches):
-    pipe(PROMPTS[0], guidance_scale=1)
-    assert batches["decoder"] == [] and batches["decoder_t"] == [CANDIDATES, 1]      # half way one
-    pipe(PROMPTS[0], guidance_scale={"decoder_t": 3})
-    assert batches["decoder"] == [CANDIDATES * 8, 8] and batches["decoder_t"][2:] == [CANDIDATES, 1]
+    n = CANDIDATES
+    pipe(PROMPTS[0], guidance_scale=1, steps=4)
+    assert batches["decoder"] == [] and batches["decoder_t"] == [n, n, n, 1]         # half way one
+    pipe(PROMPTS[0], guidance_scale={"decoder_t": 3}, steps=4)
+    assert batches["decoder"] == [n * 8, n * 8, n * 8, 8] and batches["decoder_t"][4:] == [n, n, n, 1]
+
+
+@pytest.mark.parametrize("steps, after", [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (8, 5), (12, 6), (16, 8)])
+def test_the_choice_is_made_with_the_first_x_0_at_a_time_of_0_6_or_less(steps, after):
+    assert half_way(steps) == after
+    assert 1 - (after - 1) / steps <= 0.6 + 1e-9 or after == steps == 1
+    assert after == 1 or 1 - (after - 2) / steps > 0.6
 
 
 @pytest.mark.parametrize("stage, output", [("prior", "image_embeds"), ("decoder_t", "decoder_t")])
