@@ -1,6 +1,9 @@
 """Writes a report's main scores into a text, between two marks: the README's table of scores.
 
-    python -m benchmarks.scores docs/report.json README.md
+    python -m benchmarks.scores docs/report.json README.md --undistilled docs/report-undistilled.json
+
+docs/report-undistilled.json is the report of the cascade whose D^t, in twelve guided steps, taught the
+shipped one.
 """
 
 import argparse
@@ -51,8 +54,8 @@ SHOWN = {                                    # (section, score, unit): what is a
 }
 
 
-def row_of(row, aim):
-    """A row of the report as cells of a table."""
+def row_of(row, aim, undistilled):
+    """A row of the report as cells of a table, with the same row of the undistilled cascade's, or None."""
     def cell(value):
         return "" if value is None else f"{value:.3f}"
     between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
@@ -61,12 +64,13 @@ def row_of(row, aim):
         sign, bound = aim(row)
         reached = row["value"] >= bound if sign == "≥" else row["value"] <= bound
         wanted = f"{sign} {bound:.3g}: {'reached' if reached else 'missed'}"
-    return [row["section"], row["score"], cell(row["value"]), between, cell(row["ceiling"]),
-            cell(row["floor"]), row["n"], row["unit"], wanted]
+    return [row["section"], row["score"], cell(row["value"]), between,
+            cell(undistilled and undistilled["value"]), cell(row["ceiling"]), cell(row["floor"]), row["n"],
+            row["unit"], wanted]
 
 
-def insert(text, report):
-    """The text with the table of a report (a dict, as in report.json) between the marks.
+def insert(text, report, undistilled):
+    """The text with the table of two reports (dicts, as in report.json) between the marks.
 
     Raises ValueError when the marks are not there. A score that the report does not have has no row.
     """
@@ -74,9 +78,12 @@ def insert(text, report):
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the text has no {BEGIN.strip()} ... {END}")
-    rows = {(row["section"], row["score"], row["unit"]): row for row in report["scores"]}
-    header = ["part", "score", "value", "95 % interval", "ceiling", "floor", "n", "unit", "aim"]
-    shown = table(header, [row_of(rows[key], aim) for key, aim in SHOWN.items() if key in rows])
+    rows, others = ({(row["section"], row["score"], row["unit"]): row for row in one["scores"]}
+                    for one in (report, undistilled))
+    header = ["part", "score", "value", "95 % interval", "undistilled", "ceiling", "floor", "n", "unit",
+              "aim"]
+    shown = table(header, [row_of(rows[key], aim, others.get(key))
+                           for key, aim in SHOWN.items() if key in rows])
     return before + begin + shown + "\n" + source(report) + "\n" + end + after
 
 
@@ -84,8 +91,10 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("report", type=Path)
     p.add_argument("text", type=Path)
+    p.add_argument("--undistilled", type=Path, required=True, help="the report to compare with")
     args = p.parse_args()
-    args.text.write_text(insert(args.text.read_text(), json.loads(args.report.read_text())))
+    reports = [json.loads(path.read_text()) for path in (args.report, args.undistilled)]
+    args.text.write_text(insert(args.text.read_text(), *reports))
 
 
 if __name__ == "__main__":
