@@ -1,10 +1,11 @@
 """What D^t should be guided away from: its own unconditional prediction, or D's of each frame by itself?
 
-    python -m benchmarks.guidance [--videos 110] [--scales 2 3 4] [--until 0 0.3] [--out docs/guidance.md]
+    python -m benchmarks.guidance [--weights ...] [--videos 110] [--scales 2 3 4] [--until 0 0.3] [--out ...]
 
 Key frames for P's embeddings of all pairs of digits in turn, each drawn once and from the same noise in every
-row. The real clips are of the train split: settings may be chosen by this table, and `mavlite evaluate` still
-measures what it never chose.
+row. A student, such as the shipped D^t, has its guidance within: its only row stands beside those of its
+teacher, which another call with the teacher's weights measures from the same noise. The real clips are of the
+train split: settings may be chosen by this table, and `mavlite evaluate` still measures what it never chose.
 """
 
 import argparse
@@ -37,10 +38,11 @@ REFERENCE = 1024                             # real clips from which MM-KVD is m
 OWN, SINGLE = "D^t, of no embedding", "single frames of D"
 
 
-def ways(scales, until):
+def ways(scales, until, student):
     """(what is led away from, scale, until when) of each row."""
     yield "nothing", 1.0, 0.0
-    yield from itertools.product((OWN, SINGLE), scales, until)
+    if not student:
+        yield from itertools.product((OWN, SINGLE), scales, until)
 
 
 class Scores:
@@ -105,8 +107,8 @@ def main():
     if args.videos < 3:
         raise MavliteError(f"--videos {args.videos}: must be 3 or more")
     scores = Scores(args.weights, args.videos)
-    rows = []
-    for way in ways(args.scales, args.until):
+    config, rows = scores.pipe.configs["decoder_t"], []
+    for way in ways(args.scales, args.until, student=config.distill.teacher is not None):
         frames, seconds = scores.sample(*way)
         away, scale, until = way
         rows.append([away, f"{scale:g}", f"{until:g}", *scores.measure(frames, scores.pairs),
@@ -114,10 +116,10 @@ def main():
     rows.append(["(real clips)", "", "", *scores.measure(scores.real, scores.real_pairs), ""])
     header = ["away from", "scale", "until t", "clips right", "frames right", "identity switches",
               "speed error", "bend, steps", "error after a wall, px", "MM-KVD", "s a clip"]
-    sample = scores.pipe.configs["decoder_t"].sample
-    write(f"Key frames drawn once for each of {args.videos} prompts, {sample.sampler} with {sample.steps} "
-          f"steps, `{command_line()}`: {machine(scores.pipe.device, scores.pipe.precision)}. "
-          f"MM-KVD is the kernel distance to {REFERENCE} clips of the train split, with its 95 % interval. "
+    write(f"Key frames drawn once for each of {args.videos} prompts, {config.sample.sampler} with "
+          f"{config.sample.steps} steps, `{command_line()}`: "
+          f"{machine(scores.pipe.device, scores.pipe.precision)}. MM-KVD is the kernel distance to "
+          f"{REFERENCE} clips of the train split, with its 95 % interval. "
           "Motion counts where digits are apart.\n\n"
           + table(header, rows), args.out)
 

@@ -188,6 +188,7 @@ def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tm
     assert lines == [["| nothing", "1", "0"], *([f"| {away}", "2", until]
                                                 for away in (guidance.OWN, guidance.SINGLE)
                                                 for until in ("0", "0.6")), ["| (real clips)", "", ""]]
+    assert list(guidance.ways((2, 3), (0,), student=True)) == [("nothing", 1.0, 0.0)]
     scores = guidance.Scores(smoke_weights, 3)
     once, again, never = (scores.sample(guidance.SINGLE, 2.0, until)[0] for until in (0.0, 0.0, 0.999))
     assert torch.equal(once, again) and not torch.equal(once, never)
