@@ -26,7 +26,7 @@ from mavlite.evaluation.accuracy import score
 from mavlite.flat_memory import in_batches
 from mavlite.pipeline import MOST_CANDIDATES, MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
-from mavlite.sampling import make_denoiser, sample
+from mavlite.sampling import make_denoiser, sample, time_steps
 from mavlite.session import to_unit
 from mavlite.stages import load_network
 
@@ -96,10 +96,11 @@ def main():
     judge, _, _ = load_network(args.weights, "judge", device=pipe.device)
     close, right, frames = draw(pipe, judge, args.videos, args.candidates)
     settings, rows = pipe.configs["decoder_t"].sample, []
+    half = half_way(time_steps(settings.steps)[:-1])
     counts = [2**i for i in range(args.candidates.bit_length()) if 2**i < args.candidates]
     for count in [*counts, args.candidates]:
-        steps = {half_way(settings.steps)} if count == 1 else {
-            max(1, settings.steps // 4), settings.steps // 2, half_way(settings.steps), settings.steps}
+        steps = {half} if count == 1 else {
+            max(1, settings.steps // 4), settings.steps // 2, half, settings.steps}
         for after in sorted(steps):
             rows.append([count, "" if count == 1 else after,
                          *(f"{chosen(close[:, :, after - 1], x, count):.1%}" for x in (right, frames)),

@@ -6,8 +6,6 @@ ranks its finished samples by CLIP: Ramesh et al. 2021, arXiv 2102.12092, 2.6. M
 it; docs/candidates.md has what n and half way are worth.)
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -39,12 +37,12 @@ def closest_candidates(clip, candidates, image_embeds):
     return close.argmax(dim=1) + close.shape[1] * torch.arange(len(close), device=close.device)
 
 
-def half_way(steps):
-    """After how many of a walk's evaluations the choice is made: with the first at a time t <= 0.6.
+def half_way(times):
+    """After how many of a walk's evaluations, at these times, the choice is made: the first at t <= 0.6.
 
     x_0 at t = 0.75, which a student of four steps gives before that, does not show enough.
     """
-    return min(math.ceil(0.4 * steps) + 1, steps)
+    return next((i + 1 for i, t in enumerate(times) if t <= 0.6 + 1e-9), len(times))
 
 
 class ChosenHalfWay:

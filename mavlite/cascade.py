@@ -15,7 +15,7 @@ from mavlite.diffusion import Diffusion
 from mavlite.flat_memory import in_batches, over_frames
 from mavlite.objectives import upsample
 from mavlite.prior import closest, renormalise
-from mavlite.sampling import make_denoiser, sample
+from mavlite.sampling import make_denoiser, sample, time_steps
 from mavlite.stages import STAGES
 
 
@@ -46,9 +46,10 @@ def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, sta
     """Sample one stage. draw_noise() gives noise of the whole batch.
 
     settings: a SampleConfig, else the stage's own. start: data to begin from instead of pure noise, noised
-    to the time `strength` in (0, 1]. choose: x_0 (b n, ...) of all candidates -> the rows (b,) that go on
-    from half way, and are returned. away_from: what guidance leads away from, see `make_denoiser`. correct:
-    (x_0, conditions) -> x_0, what is known better than the network does, in every step.
+    to that time of the walk which is nearest to `strength`, in (0, 1]. choose: x_0 (b n, ...) of all
+    candidates -> the rows (b,) that go on from half way, and are returned. away_from: what guidance leads
+    away from, see `make_denoiser`. correct: (x_0, conditions) -> x_0, what is known better than the network
+    does, in every step.
     """
     settings, d = settings or config.sample, config.diffusion
     diffusion = Diffusion(d.prediction_type, d.log_snr_min)
@@ -67,11 +68,13 @@ def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, sta
             return correct(made, conditions)
         return corrected
 
+    times = time_steps(settings.steps, start_time=strength).tolist()
     denoise = (build(conditions) if choose is None
-               else ChosenHalfWay(build, conditions, choose, half=half_way(settings.steps)))
+               else ChosenHalfWay(build, conditions, choose, half=half_way(times[:-1])))
     x = draw_noise()
     if start is not None:
-        x = diffusion.add_noise(start, x, torch.full((len(x),), float(strength), device=x.device))
+        first = diffusion.max_time * times[0]
+        x = diffusion.add_noise(start, x, torch.full((len(x),), first, device=x.device))
     made = sample(denoise, x, diffusion, sampler=settings.sampler, num_inference_steps=settings.steps,
                   draw_noise=draw_noise, start_time=strength)
     return made if choose is None else made[denoise.rows]

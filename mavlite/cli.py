@@ -42,7 +42,7 @@ def parser():
     p = commands.add_parser("vary", help="another video of the same digits")
     p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY")
     p.add_argument("--strength", type=float, default=1.0,
-                   help="1: a new video; towards 0: nearer to the given one")
+                   help="1: a new video; towards 0: nearer to the given one (the share of steps, rounded)")
     _application(p, "strength")
 
     p = commands.add_parser("extend", help="a video that goes on")

@@ -267,6 +267,13 @@ def model_type(stage):
             "video_features": VideoFeaturesConfig}.get(stage, UNetConfig)
 
 
+def section_types(stage):
+    """Section -> its dataclass, or None where the stage has no such section."""
+    sections = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "stage"}
+    return sections | {"model": model_type(stage),
+                       "extrapolate": ExtrapolateConfig if stage == "interpolation" else None}
+
+
 @dataclass
 class Config:
     """Everything about one stage."""
@@ -290,10 +297,7 @@ class Config:
         mapping = dict(mapping)
         stage = mapping.pop("stage", None)
         require(stage in STAGE_NAMES, f"stage: {shown(stage)} is none of {', '.join(STAGE_NAMES)}")
-        sections = {f.name: f.type for f in dataclasses.fields(cls)} | {
-            "model": model_type(stage),
-            "extrapolate": ExtrapolateConfig if stage == "interpolation" else None}
-        del sections["stage"]
+        sections = section_types(stage)
         for key in mapping:
             require(key in sections, f"unknown section {shown(key)}; there are {', '.join(sections)}")
         filled = {key: None if kind is None

@@ -241,7 +241,8 @@ class MakeAVideo:
         """Another video of the same digits: D^t from the mean embedding of the given one's frames.
 
         video: a `Video` of the finished size. strength in (0, 1]: 1 is a new one; below, D^t starts part-way
-        from the given key frames, and keeps to them the more the lower it is.
+        from the given key frames, and keeps to them the more the lower it is. It is the share of D^t's steps
+        that are taken, rounded: quarters, with the four of the shipped D^t.
         """
         if not 0 < strength <= 1:
             raise MavliteError(f"strength: {strength} is not within (0, 1]")

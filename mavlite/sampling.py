@@ -77,15 +77,20 @@ def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.
     return denoise
 
 
-def time_steps(num_inference_steps, device=None):
+def time_steps(num_inference_steps, device=None, start_time=1.0):
     """The num_inference_steps + 1 times of a walk, (n + 1,) in float64: from 1 to 0, evenly.
 
     However few the steps, they span the whole schedule. A walk that starts below t = 1 from pure noise feeds
     the network an input it never saw.
+
+    start_time below 1: the rest of that walk, from the time nearest to it on, but at least one step. (A
+    student of distillation knows these times and no others: asked in between, it leaves noise behind.)
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; at least 1 is needed")
-    return torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64, device=device)
+    times = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64, device=device)
+    left = max(1, min(round(start_time * num_inference_steps), num_inference_steps))
+    return times[num_inference_steps - left:]
 
 
 def sample(
@@ -99,12 +104,13 @@ def sample(
         x: (b, ...), standard normal noise: the start.
         diffusion: the Diffusion that the network was trained with.
         sampler: "ddpm" (random), "ddim" or "dpmpp_2m" (both deterministic).
-        num_inference_steps: how many steps, at least 1.
+        num_inference_steps: how many steps, at least 1; of a walk that starts part-way its share.
         draw_noise: draw_noise() -> fresh standard normal noise of x's shape, dtype and device. Needed by
             "ddpm", which calls it once a step but the last; ignored by the others.
         callback: callback(step_index, x_t, x_0), called in every step before x_t is left.
-        start_time: in (0, 1]. Below 1 the walk starts part-way, from x = add_noise(data, noise, start_time):
-            the result keeps to the data, the more the earlier it starts (SDEdit, Meng et al. 2021).
+        start_time: in (0, 1]. Below 1 the walk starts part-way, at t = time_steps(..., start_time=...)[0],
+            from x = add_noise(data, noise, t): the result keeps to the data, the more the lower t is (SDEdit,
+            Meng et al. 2021).
 
     Returns:
         x_0, in x's shape and dtype. No gradients are recorded.
@@ -122,7 +128,7 @@ def sample(
 def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0):
     """DDIM with eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12). Arguments as in `sample`."""
     times, alpha, sigma = _schedule(diffusion, num_inference_steps, start_time)
-    for i in range(num_inference_steps):
+    for i in range(len(times) - 1):
         # 1. Look at x_t: what is its clean part?
         x_0, _ = _denoise(denoise, x, times[i])                                  # like x
         if callback is not None:
@@ -145,7 +151,7 @@ def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
     times, _, _ = _schedule(diffusion, num_inference_steps, start_time)
     grid = torch.tensor(times, dtype=torch.float64)
     c_t, c_0, beta, beta_tilde = (value.tolist() for value in diffusion.posterior(grid[:-1], grid[1:]))
-    for i in range(num_inference_steps):
+    for i in range(len(times) - 1):
         # 1. Look at x_t: what is its clean part, and how sure are we?
         x_0, v = _denoise(denoise, x, times[i])                                  # like x each, v may be None
         if callback is not None:
@@ -153,7 +159,7 @@ def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
         # 2. Go to the mean of q(x_s | x_t, x_0).
         x = c_t[i] * x + c_0[i] * x_0
         # 3. Add the noise of the step, x_s = mean + sqrt(variance) noise; the last step lands on x_0.
-        if i < num_inference_steps - 1:
+        if i < len(times) - 2:
             if v is None:
                 deviation = math.sqrt(beta_tilde[i])
             else:
@@ -178,7 +184,7 @@ def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, cal
     """
     times, alpha, sigma = _schedule(diffusion, num_inference_steps, start_time)
     previous_x_0, previous_h = None, math.inf
-    for i in range(num_inference_steps):
+    for i in range(len(times) - 1):
         # 1. Look at x_t: what is its clean part?
         x_0, _ = _denoise(denoise, x, times[i])                                  # like x
         if callback is not None:
@@ -197,11 +203,12 @@ def dpmpp_2m(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, cal
 
 
 def _schedule(diffusion, num_inference_steps, start_time):
-    """times, alpha, sigma of a walk: three lists of num_inference_steps + 1 floats.
+    """times, alpha, sigma of a walk: three lists of one float more than it has steps.
 
     A truncated schedule (log_snr_min) starts at its own last time instead of at 1.
     """
-    times = time_steps(num_inference_steps) * min(start_time, diffusion.max_time)    # (n + 1,), float64, CPU
+    last = diffusion.max_time
+    times = last * time_steps(num_inference_steps, start_time=start_time)            # (n + 1,), float64, CPU
     alpha, sigma = diffusion.alpha_sigma(times)
     return times.tolist(), alpha.tolist(), sigma.tolist()
 

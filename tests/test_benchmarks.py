@@ -18,6 +18,7 @@ from mavlite.errors import MavliteError
 from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
+from mavlite.sampling import time_steps
 
 
 def row(**changes):
@@ -168,7 +169,7 @@ def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_pa
     assert mean.shape == most.shape == (2, 3) and (mean <= most).all()
     prompts = [make_prompt(*pair, True, False) for pair in PAIRS[:2]]
     keys = pipe(prompts, seed=candidates.SEED, candidates=3).stages["decoder_t"]
-    chosen = close[:, :, half_way(close.shape[2]) - 1].argmax(dim=1)
+    chosen = close[:, :, half_way(time_steps(close.shape[2])[:-1]) - 1].argmax(dim=1)
     torch.testing.assert_close(mean[torch.arange(2), chosen], keys.mean(dim=(1, 2, 3, 4)), atol=1e-5, rtol=0)
     out = tmp_path / "candidates.md"
     monkeypatch.undo()
@@ -258,7 +259,7 @@ def test_our_own_side_of_the_peers_is_measured(smoke_weights):
     ours = peers.measure(peers.OURS, smoke_weights, repeats=1, micro_batch=4)
     assert ours["training, flops"] > 2 * ours["evaluation, flops"] > 0 and ours["layout"] in peers.LAYOUTS
     # The benchmark measures in a process of its own; this one holds freed memory, and needs hardly any more.
-    assert min(ours["training, bytes"], ours["evaluation, bytes"]) >= 0
+    assert min(ours["training, bytes"], ours["evaluation, bytes"]) > -2**20     # a few pages more or less
     clip = peers.text_to_clip(smoke_weights, repeats=1)
     assert 0 < clip["keys"] < clip["whole"] and clip["steps"]["decoder_t"] == 2
     assert "1 ×" in peers.step_table([ours]) and "22 frames of 32 px" in peers.clip_table([ours], clip)

@@ -249,6 +249,24 @@ def test_time_steps_span_the_whole_schedule():
         time_steps(0)
 
 
+@pytest.mark.parametrize("steps, start_time, expected", [
+    (4, 0.75, [0.75, 0.5, 0.25, 0]), (4, 0.7, [0.75, 0.5, 0.25, 0]), (4, 0.05, [0.25, 0]), (1, 0.4, [1, 0]),
+    (10, 0.32, [0.3, 0.2, 0.1, 0]), (3, 0.99, [1, 2 / 3, 1 / 3, 0])])
+def test_a_walk_that_starts_part_way_is_the_rest_of_a_whole_one(steps, start_time, expected):
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(time_steps(steps, start_time=start_time), wanted)
+    seen, diffusion = [], Diffusion()
+
+    def denoise(x_t, t):
+        seen.append(t[0].item())
+        return 0 * x_t
+    for sampler in SAMPLERS:
+        seen.clear()
+        x = sample(denoise, start(2, 3), diffusion, sampler=sampler, num_inference_steps=steps,
+                   draw_noise=lambda: torch.randn(2, 3), start_time=start_time)
+        assert seen == pytest.approx(expected[:-1]) and torch.equal(x, torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_call_a_step_from_t_1_in_xs_own_dtype(sampler, dtype):

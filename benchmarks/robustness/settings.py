@@ -1,6 +1,5 @@
 """Configurations of every kind, made by hypothesis: accepted and possible, or refused by name."""
 
-import dataclasses
 import typing
 
 import torch
@@ -9,11 +8,9 @@ from hypothesis import strategies as st
 
 from benchmarks.robustness.common import SMOKE, Row, command, one_error, refusal
 from mavlite.clip import Clip
-from mavlite.config import STAGE_NAMES, Config, load_config, model_type
+from mavlite.config import STAGE_NAMES, Config, load_config, section_types
 from mavlite.diffusion import Diffusion
 from mavlite.stages import STAGES, build_network
-
-SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in ("stage", "model")}
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-3, 80) | st.floats() | st.text(max_size=20)
@@ -24,8 +21,7 @@ anything = st.recursive(
 
 def fields(stage):
     """(section, key, type) of every value of a stage's configuration."""
-    sections = SECTIONS | ({"model": model_type(stage)} if model_type(stage) else {})
-    return [(section, key, kind) for section, dataclass in sections.items()
+    return [(section, key, kind) for section, dataclass in section_types(stage).items() if dataclass
             for key, kind in typing.get_type_hints(dataclass).items()]
 
 
@@ -106,7 +102,7 @@ def properties(bench):
         message = refusal(Config.from_dict, {"stage": stage, section: {key: 1}})
         assert key in known or f"{section}." in message, message
         message = refusal(Config.from_dict, {"stage": stage, key: {}})
-        assert key in (*SECTIONS, "model", "stage") or "unknown section" in message, message
+        assert key in (*section_types(stage), "stage") or "unknown section" in message, message
 
     @check("wrong type", 200, a_field.flatmap(lambda field: st.tuples(
         st.just(field), WRONG.get(field[1][2], st.lists(st.none(), min_size=1)))))
