@@ -109,7 +109,9 @@ def _sampling_arguments(p):
     p.add_argument("--stages-out", metavar="DIR", help="also write what every stage made, as pictures")
     p.add_argument("--fps", type=float,
                    help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
-    p.add_argument("--steps", type=int, help="denoising steps of every stage (default: each stage's own)")
+    p.add_argument("--steps", type=int,
+                   help="denoising steps of every stage (default: each stage's own; the shipped D^t is made "
+                        "for four)")
     p.add_argument("--guidance-scale", type=float,
                    help="classifier-free guidance (default: each stage's own)")
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))

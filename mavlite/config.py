@@ -244,7 +244,7 @@ class SampleConfig:
 class ExtrapolateConfig(SampleConfig):
     """How upF samples where key frames are given on one side only, as `animate` and `extend` give them.
 
-    It then makes up what D^t would, and takes as many steps. Its `sample` is for the frames between two keys.
+    It then makes up what D^t would. Its `sample` is for the frames between two keys, which leave little open.
     """
     section = "extrapolate"
 
