@@ -113,7 +113,7 @@ def _sampling_arguments(p):
                    help="denoising steps of every stage (default: each stage's own; the shipped D^t is made "
                         "for four)")
     p.add_argument("--guidance-scale", type=float,
-                   help="classifier-free guidance (default: each stage's own)")
+                   help="classifier-free guidance (default: each stage's own; the shipped D^t needs none)")
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--candidates", type=int,

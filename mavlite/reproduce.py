@@ -13,7 +13,7 @@ from mavlite.curves import plot_loss, read_curve
 from mavlite.device import keep_freed_memory
 from mavlite.errors import MavliteError
 from mavlite.previews import save_preview
-from mavlite.stages import STAGES, available
+from mavlite.stages import STAGES, available, read_config
 from mavlite.training import Trainer, uninterrupted, wait_for_ranks
 
 
@@ -80,7 +80,7 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
                 print(f"clip: {config.clip.model} comes trained ({config.clip.pretrained})")
             continue
         target = folder / "weights" / stage
-        if target.is_dir() and read_record(target, stage)["config"] == config.to_dict():
+        if target.is_dir() and read_config(target.parent, stage) == config:
             if first:
                 print(f"{stage}: done already ({target})")
             continue

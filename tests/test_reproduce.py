@@ -70,6 +70,15 @@ def test_what_was_made_from_outdated_weights_is_outdated(folder):
         "decoder (from clip), decoder_t (from decoder), interpolation (from decoder_t): ")
 
 
+def test_weights_from_before_a_section_came_into_being_are_done(folder, capsys):
+    path = folder / "weights" / "prior" / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["extrapolate"], record["checksum"]
+    path.write_text(json.dumps(record))
+    reproduce(folder, "prior")
+    assert "prior: done already" in capsys.readouterr().out
+
+
 def test_weights_that_do_not_say_which_c_they_were_made_with_stand(folder, capsys):
     path = folder / "weights" / "prior" / "config.json"      # as written by earlier versions
     record = json.loads(path.read_text())
