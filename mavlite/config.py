@@ -99,6 +99,9 @@ class PriorConfig:
 class UNetConfig:
     channels: list[int] = field(default_factory=lambda: [32, 64, 128])
     blocks: int = 2                          # residual blocks a level, each way
+    # More of them at each level, or []: each followed by attention, if the level has it. They start without
+    # effect, so a network may inflate a shallower one.
+    extra_blocks: list[int] = field(default_factory=list)
     patch_size: int = 2                      # space to depth
     attention: list[int] = field(default_factory=lambda: [1, 2])     # levels with attention
     head_dim: int = 32
@@ -110,8 +113,11 @@ class UNetConfig:
 
     def __post_init__(self):
         require(1 <= len(self.channels) <= 6, f"model.channels: {self.channels} must be 1 to 6 widths")
-        within("model", self, channels=(1, 4096), blocks=(1, 64), patch_size=(1, 16), head_dim=(1, 1024),
-               context_tokens=(1, 64), emb_dim=(1, 8192))
+        within("model", self, channels=(1, 4096), blocks=(1, 64), extra_blocks=(0, 64), patch_size=(1, 16),
+               head_dim=(1, 1024), context_tokens=(1, 64), emb_dim=(1, 8192))
+        require(len(self.extra_blocks) in (0, len(self.channels)),
+                f"model.extra_blocks: {self.extra_blocks} must be [] or a number for each of "
+                f"{len(self.channels)} levels")
         require(set(self.temporal_layers) <= {"convolution", "attention"},
                 f"model.temporal_layers: {self.temporal_layers} holds more than convolution and attention")
         require(self.temporal_init in ("identity", "random"),
@@ -121,6 +127,14 @@ class UNetConfig:
             require(self.channels[level] % self.head_dim == 0,
                     f"model.channels: {self.channels[level]} is no multiple of model.head_dim "
                     f"({self.head_dim})")
+
+    def deepens(self, other):
+        """Whether a network of this configuration is one of `other` with more blocks, or with as many."""
+        def extra(config):
+            return config.extra_blocks or [0] * len(config.channels)
+        alike = all(getattr(self, f.name) == getattr(other, f.name)
+                    for f in dataclasses.fields(self) if f.name != "extra_blocks")
+        return alike and all(mine >= theirs for mine, theirs in zip(extra(self), extra(other)))
 
 
 @dataclass

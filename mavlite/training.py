@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mavlite import checkpoint
-from mavlite.config import Config
+from mavlite.config import Config, UNetConfig
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
 from mavlite.errors import MavliteError
 from mavlite.finite import first_not_finite
@@ -104,15 +104,17 @@ def initial_network(config, clip, weights, init_from):
         if had != config.diffusion.prediction_type:          # it would fit, and mean something else
             raise MavliteError(f"{init_from}: was trained with diffusion.prediction_type {had}, the "
                                f"configuration says {config.diffusion.prediction_type}; go on with the same")
+        if isinstance(config.model, UNetConfig) and config.model.deepens(UNetConfig(**record["config"]["model"])):
+            state = network.state_dict() | state             # extra blocks start as the identity
         checkpoint.load_state(network, state, init_from)
         return network, f"{config.stage} ({record['sha256'][:12]})"
     source = STAGES[config.stage].starts_from
     if source is None or not config.train.inflate:
         return network, "scratch"
     image_network, source_config, record = load_network(weights, source, clip)
-    model = dataclasses.replace(config.model, temporal_layers=source_config.model.temporal_layers,
-                                temporal_init=source_config.model.temporal_init)     # what D has no use for
-    if source_config.model != model:
+    model = dataclasses.replace(source_config.model, temporal_layers=config.model.temporal_layers,
+                                temporal_init=config.model.temporal_init)    # what D has no use for
+    if not config.model.deepens(model):
         raise MavliteError(f"stage {config.stage} inflates {source}, which was trained with model "
                            f"{source_config.model}; the configuration asks for {config.model}")
     return inflate(image_network, network), f"{source} ({record['sha256'][:12]}), inflated"

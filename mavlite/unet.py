@@ -47,12 +47,21 @@ class UNet(nn.Module):
         def conv(*args, **kwargs):
             return PseudoConv3d(*args, temporal=over_frames, **kwargs)
 
-        def blocks(width):
-            return nn.ModuleList(ResBlock(width, emb, over_frames) for _ in range(config.blocks))
+        extra = config.extra_blocks or [0] * len(c)
+
+        def blocks(level):
+            return nn.ModuleList(ResBlock(c[level], emb, over_frames)
+                                 for _ in range(config.blocks + extra[level]))
 
         def attention(level, count=1):
-            return nn.ModuleList(PseudoAttention3d(c[level], config.head_dim, attend_frames)
-                                 for _ in range(count if level in config.attention else 0))
+            if level not in config.attention:
+                return nn.ModuleList()
+            layers = nn.ModuleList(PseudoAttention3d(c[level], config.head_dim, attend_frames)
+                                   for _ in range(count + extra[level]))
+            for layer in layers[count:]:                     # what a shallower network does not have
+                nn.init.zeros_(layer.out.weight)
+                nn.init.zeros_(layer.out.bias)
+            return layers
 
         self.time_embedding = ScalarEmbedding(emb)
         self.scalar_embeddings = nn.ModuleDict(
@@ -73,21 +82,21 @@ class UNet(nn.Module):
         self.conv_in = conv((in_channels + concat_channels) * p * p, c[0])
         self.down, self.down_attention, self.downsample = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(len(c) - 1):
-            self.down.append(blocks(c[level]))
+            self.down.append(blocks(level))
             self.down_attention.append(attention(level))
             self.downsample.append(conv(c[level], c[level + 1], stride=2))
         # After each block where the frame is smallest: there attention costs least, and what is where in
         # which frame has to be agreed on in several rounds.
-        self.middle = blocks(c[-1])
+        self.middle = blocks(len(c) - 1)
         self.middle_attention = attention(len(c) - 1, count=config.blocks)
-        self.middle_out = blocks(c[-1])
+        self.middle_out = blocks(len(c) - 1)
         self.middle_out_attention = attention(len(c) - 1, count=config.blocks)
         self.upsample, self.merge = nn.ModuleList(), nn.ModuleList()
         self.up, self.up_attention = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(c) - 1)):
             self.upsample.append(Upsample(c[level + 1], c[level], over_frames))
             self.merge.append(conv(2 * c[level], c[level], kernel_size=1))
-            self.up.append(blocks(c[level]))
+            self.up.append(blocks(level))
             self.up_attention.append(attention(level))
         self.norm_out = ChannelNorm(c[0])
         self.conv_out = conv(c[0], out_channels * p * p)
@@ -158,7 +167,7 @@ class UNet(nn.Module):
         return direct + torch.einsum("b o i, b i ... -> b o ...", gains, concat.to(x.dtype))
 
     def _level(self, x, emb, context, blocks, attention):
-        first = len(blocks) - len(attention)                 # of two blocks, none, the last or both attend
+        first = len(blocks) - len(attention)                 # none, the last few or all attend
         for i, block in enumerate(blocks):
             x = block(x, emb)
             if i >= first:
@@ -181,8 +190,8 @@ class UNet(nn.Module):
 def inflate(source, target):
     """Copy a trained network's weights into one with more abilities, as the same function (section 3.2).
 
-    What only `target` has (temporal layers, new scalars, further input channels) starts without effect:
-    identity, or zero. Works for image -> video (D -> D^t, SR_l -> SR_l^t) and for new conditions
+    What only `target` has (temporal layers, extra blocks, new scalars, further input channels) starts without
+    effect: identity, or zero. Works for image -> video (D -> D^t, SR_l -> SR_l^t) and for new conditions
     (D^t -> interpolation). Raises ValueError when source has weights that target cannot hold.
     """
     new = target.state_dict()
