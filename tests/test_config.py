@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from mavlite.config import STAGE_NAMES, Config, load_config, merge, parse_overrides
+from mavlite.config import STAGE_NAMES, Config, UNetConfig, load_config, merge, parse_overrides
 from mavlite.errors import MavliteError
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -43,6 +43,15 @@ def test_the_shared_model_section_is_the_unets(write):
     assert not hasattr(load_config(path, "prior").model, "blocks")
 
 
+def test_deeper_is_the_same_but_for_extra_blocks():
+    def model(**changes):
+        return UNetConfig(channels=[16, 32], attention=[1], head_dim=16, **changes)
+    plain, deep = model(), model(extra_blocks=[0, 2])
+    assert plain.deepens(plain) and deep.deepens(plain) and not plain.deepens(deep)
+    assert not deep.deepens(model(extra_blocks=[1, 0]))
+    assert not model(extra_blocks=[0, 2], emb_dim=64).deepens(plain)
+
+
 @pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001"])
 def test_numbers_without_a_point_are_numbers(write, number):
     assert load_config(write(f"train: {{lr: {number}}}"), "decoder").train.lr == 0.001
@@ -57,6 +66,7 @@ def test_a_list_and_a_null_can_be_set(write):
 
 MISTAKES = [
     ("nonsense: {}", "unknown section 'nonsense'"),
+    ("model: {channels: [32, 64], attention: [], extra_blocks: [1]}", "model.extra_blocks: [1] must be []"),
     ("train: {stepz: 1}", "unknown key train.stepz"),
     ("train: 3", "train: must be a section"),
     ("stages: {decodr: {}}", "unknown stage 'decodr'"),

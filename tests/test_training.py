@@ -319,6 +319,23 @@ def test_init_from_refuses_what_another_prediction_was_trained_for(trainer, smok
     assert "v_prediction" in said and "sample" in said
 
 
+@pytest.mark.parametrize("init_from", [True, False])
+def test_a_deeper_network_starts_from_a_shallower_ones_weights(trainer, smoke_weights, init_from):
+    source = "decoder_t" if init_from else "decoder"
+    it = trainer("decoder_t", "model.extra_blocks=[1, 2]",
+                 init_from=smoke_weights / source if init_from else None)
+    given, _ = read_weights(smoke_weights / source)
+    now = parameters(it)
+    assert distance({name: now[name] for name in given}, given) == 0
+    new = now["down.0.1.conv2.spatial.weight"], now["middle_attention.1.out.weight"]
+    assert all(weight.eq(0).all() for weight in new)
+
+
+def test_a_shallower_network_does_not_start_from_a_deeper_ones_weights(trainer, tmp_path):
+    deep = trainer("decoder", "model.extra_blocks=[1, 0]").export(tmp_path / "weights")
+    assert "do not fit" in refusal(trainer, "decoder", init_from=deep)
+
+
 @pytest.mark.parametrize("stage, source", INFLATED)
 def test_an_inflated_stage_starts_as_its_source_and_says_so(trainer, smoke_weights, stage, source):
     it = trainer(stage)

@@ -90,6 +90,32 @@ def test_new_input_channels_and_scalars_start_without_a_say(image, randomise, dt
     assert error(actual, video.to(dtype)(x, **conditions)) <= tolerance
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("source", ["image", "video"])
+@torch.no_grad()
+def test_extra_blocks_start_without_effect(image, randomise, source, dtype, tolerance):
+    deeper = network(dataclasses.replace(CONFIG, extra_blocks=[1, 2]), temporal=True, scalars=("fps",))
+    (x, conditions), fps = clip(8, dtype), numbers(dtype)
+    if source == "image":
+        expected = frame_by_frame(image.to(dtype), x, **conditions)
+        inflate(image.float(), deeper)
+    else:
+        shallow = randomise(inflate(image, network(temporal=True, scalars=("fps",))))
+        inflate(shallow, deeper)
+        expected = shallow.to(dtype)(x, fps=fps, **conditions)
+    assert error(deeper.to(dtype)(x, fps=fps, **conditions), expected) <= tolerance
+
+
+def test_extra_blocks_learn(image):
+    deeper = inflate(image, network(dataclasses.replace(CONFIG, extra_blocks=[1, 2]), temporal=True)).double()
+    before = {name: p.detach().clone() for name, p in deeper.named_parameters()}
+    x, conditions = clip(4)
+    take_a_step(deeper, x, **conditions)
+    moved = {name for name, p in deeper.named_parameters() if not torch.equal(p, before[name])}
+    assert {"down.0.1.conv2.spatial.weight", "middle.2.conv2.spatial.weight",
+            "middle_attention.2.out.weight"} <= moved
+
+
 @torch.no_grad()
 def test_an_image_network_inflates_straight_into_the_interpolation_network(image):
     wider = inflate(image, network(temporal=True, scalars=("fps", "frame_skip"), concat_channels=2)).double()
@@ -235,6 +261,15 @@ def test_attention_follows_every_block_where_frames_are_smallest_and_the_last_el
         net(torch.zeros(1, 1, 16, 16), torch.ones(1), image_embeds=torch.zeros(1, EMBED))
     finest, middle = 2 * [("block", 8)], [*2 * [("block", 4)], ("attention", 4)]
     assert seen == [*finest, *middle, *4 * [("block", 2), ("attention", 2)], *middle, *finest]
+
+
+def test_extra_blocks_come_last_in_their_level_with_attention_where_it_has_some():
+    config = dataclasses.replace(CONFIG, channels=[16, 16, 32], blocks=2, attention=[1, 2],
+                                 extra_blocks=[1, 2, 0])
+    net = network(config)
+    assert [len(blocks) for blocks in (*net.down, net.middle, net.middle_out, *net.up)] == [3, 4, 2, 2, 4, 3]
+    attention = (*net.down_attention, net.middle_attention, net.middle_out_attention, *net.up_attention)
+    assert [len(layers) for layers in attention] == [0, 3, 2, 2, 3, 0]
 
 
 def test_all_weights_of_an_inflated_network_train_on(video):

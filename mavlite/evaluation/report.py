@@ -113,6 +113,8 @@ class Evaluation:
         chosen = f"prompt, P, D^t, C's choice of {CANDIDATES}"
         chain = [("real clips", "judge", self.real.frames(large), self.real.pairs),
                  ("true embedding, D, one frame", "decoder", decode(pipe, "decoder", truth), self.real.pairs),
+                 (f"true embedding, D, one frame, C's choice of {CANDIDATES}", "decoder",
+                  decode(pipe, "decoder", truth, candidates=CANDIDATES), self.real.pairs),
                  ("true embedding, D^t drawn once", "decoder_t", decode(pipe, "decoder_t", truth),
                   self.real.pairs),
                  ("prompt, P, D^t drawn once", "prior", decode(pipe, "decoder_t", made.image_embeds),
