@@ -31,6 +31,7 @@ class DataConfig:
     # Beta curriculum of D^t's key-frame rate over training progress (see objectives.draw_fps)
     fps_concentration: float = 4.0
     fps_uniform: float = 0.2                 # share of clips that draw all octaves alike from the start
+    fps_default: float = 0.0                 # share of clips at `fps`, which most videos will be asked for at
     condition: str = "clearest"              # frame that conditions: clearest, first, mean
     mean_condition: float = 0.2              # share of D^t's clips conditioned on the mean embedding instead
 
@@ -53,9 +54,7 @@ class DataConfig:
         require(1 <= self.frame_skip <= self.max_frame_skip < self.num_frames,
                 f"data.frame_skip: {self.frame_skip} is not within 1 ... max_frame_skip "
                 f"({self.max_frame_skip})")
-        for name in ("fps_uniform", "mean_condition"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"data.{name}: {value} is not within 0 ... 1")
+        within("data", self, fps_uniform=(0, 1), fps_default=(0, 1), mean_condition=(0, 1))
 
 
 @dataclass

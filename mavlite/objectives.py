@@ -106,6 +106,11 @@ def draw_fps(u, use_uniform, progress, data: DataConfig):
     return low * (high / low) ** torch.where(use_uniform, u, u ** (1 / a))
 
 
+def with_default(fps, coin, data: DataConfig):
+    """Key-frame rates (b,), but the default one where uniform numbers coin (b,) choose it."""
+    return torch.where(coin >= 1 - data.fps_default, data.fps, fps)
+
+
 REGULAR = 0.5                                # share of windows that are given every skip-th frame
 
 
@@ -273,8 +278,10 @@ class VideoDecoderObjective(Objective):
     """A clip, given the embedding of its clearest frame (for some: the mean of all) and its rate (D^t)."""
 
     def loss(self, network, batch, draws, progress):
-        use_uniform = self.clips.uniform(batch.indices, DRAW_FPS + 1) < self.data.fps_uniform
-        fps = draw_fps(self.clips.uniform(batch.indices, DRAW_FPS), use_uniform, progress, self.data)
+        coin = self.clips.uniform(batch.indices, DRAW_FPS + 1)
+        fps = draw_fps(self.clips.uniform(batch.indices, DRAW_FPS), coin < self.data.fps_uniform, progress,
+                       self.data)
+        fps = with_default(fps, coin, self.data)
         frames, fps = self.clips.clips(batch.indices, fps, self.data.num_frames, self.size)
         embeds = self.condition(batch.indices)
         percent = round(100 * self.data.mean_condition)      # evenly spread, known without asking the device
@@ -296,6 +303,7 @@ class InterpolationObjective(Objective):
         u = {name: self.clips.uniform(batch.indices, DRAW_FPS + k) for k, name in
              enumerate(("fps", "uniform", "skip", "kind", "count", "first", "second"))}
         fps = draw_fps(u["fps"], u["uniform"] < self.data.fps_uniform, 1.0, self.data)
+        fps = with_default(fps, u["uniform"], self.data)
         skip = 2 + (u["skip"] * (self.data.max_frame_skip - 1)).long()
         skip = torch.where(u["kind"] > REGULAR, 1, skip)     # extrapolation works on the key-frame grid
         frames, _ = self.clips.clips(batch.indices, fps * skip, self.data.num_frames, self.size)

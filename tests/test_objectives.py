@@ -19,6 +19,7 @@ from mavlite.objectives import (
     frames_per_sample,
     known_frames,
     upsample,
+    with_default,
 )
 from mavlite.stages import CASCADE, STAGES, build_network
 
@@ -158,6 +159,19 @@ def test_rates_stay_within_the_range_and_uniform_draws_stay_uniform(progress):
 def test_rates_move_from_high_to_low():
     octaves = [rates(progress).log().mean().item() / math.log(30) for progress in (0.0, 0.5, 1.0)]
     assert octaves == pytest.approx([4 / 5, 2.5 / 3.5, 1 / 2], abs=1e-3)     # Beta(a, 1): a / (a + 1)
+
+
+def test_a_share_of_clips_has_the_default_rate():
+    data = DataConfig(fps_default=0.4)
+    fps = with_default(rates(1.0), U.flip(0), data)
+    assert (fps == data.fps).float().mean() == pytest.approx(0.4, abs=1e-3)
+    assert torch.equal(with_default(rates(1.0), U, DataConfig()), rates(1.0))
+
+
+@pytest.mark.parametrize("stage", ["decoder_t", "interpolation"])
+def test_the_default_rate_reaches_the_network(record, stage):
+    seen, objective, _ = record(stage, ["data.fps_default=1.0"])
+    assert torch.allclose(seen.conditions["fps"].exp(), torch.tensor(objective.data.fps))
 
 
 def test_the_video_decoder_sees_the_rate_of_its_frames(record):
