@@ -278,10 +278,8 @@ class VideoDecoderObjective(Objective):
     """A clip, given the embedding of its clearest frame (for some: the mean of all) and its rate (D^t)."""
 
     def loss(self, network, batch, draws, progress):
-        coin = self.clips.uniform(batch.indices, DRAW_FPS + 1)
-        fps = draw_fps(self.clips.uniform(batch.indices, DRAW_FPS), coin < self.data.fps_uniform, progress,
-                       self.data)
-        fps = with_default(fps, coin, self.data)
+        u, coin = (self.clips.uniform(batch.indices, DRAW_FPS + k) for k in range(2))
+        fps = with_default(draw_fps(u, coin < self.data.fps_uniform, progress, self.data), coin, self.data)
         frames, fps = self.clips.clips(batch.indices, fps, self.data.num_frames, self.size)
         embeds = self.condition(batch.indices)
         percent = round(100 * self.data.mean_condition)      # evenly spread, known without asking the device
