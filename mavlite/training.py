@@ -104,9 +104,9 @@ def initial_network(config, clip, weights, init_from):
         if had != config.diffusion.prediction_type:          # it would fit, and mean something else
             raise MavliteError(f"{init_from}: was trained with diffusion.prediction_type {had}, the "
                                f"configuration says {config.diffusion.prediction_type}; go on with the same")
-        deeper = isinstance(config.model, UNetConfig) and config.model.deepens(
-            UNetConfig(**record["config"]["model"]))
-        if deeper:
+        had = record["config"]["model"]
+        if (isinstance(config.model, UNetConfig) and config.model.extra_blocks != had.get("extra_blocks", [])
+                and config.model.deepens(UNetConfig(**had))):
             state = network.state_dict() | state             # extra blocks start as the identity
         checkpoint.load_state(network, state, init_from)
         return network, f"{config.stage} ({record['sha256'][:12]})"
