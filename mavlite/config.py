@@ -103,6 +103,9 @@ class UNetConfig:
     extra_blocks: list[int] = field(default_factory=list)
     patch_size: int = 2                      # space to depth
     attention: list[int] = field(default_factory=lambda: [1, 2])     # levels with attention
+    # Levels whose last attention, each way, also looks at all positions of all frames, in video networks. It
+    # starts without effect too.
+    joint_attention: list[int] = field(default_factory=list)
     head_dim: int = 32
     context_tokens: int = 4
     emb_dim: int = 192
@@ -127,13 +130,22 @@ class UNetConfig:
                     f"model.channels: {self.channels[level]} is no multiple of model.head_dim "
                     f"({self.head_dim})")
 
+        for level in self.joint_attention:
+            require(level in self.attention,
+                    f"model.joint_attention: level {level} is not among model.attention ({self.attention})")
+
     def deepens(self, other):
-        """Whether a network of this configuration is one of `other` with more blocks, or with as many."""
+        """Whether a network of this configuration is one of `other`, perhaps with more of it."""
         def extra(config):
             return config.extra_blocks or [0] * len(config.channels)
+        additions = ("extra_blocks", "joint_attention")
         alike = all(getattr(self, f.name) == getattr(other, f.name)
-                    for f in dataclasses.fields(self) if f.name != "extra_blocks")
-        return alike and all(mine >= theirs for mine, theirs in zip(extra(self), extra(other)))
+                    for f in dataclasses.fields(self) if f.name not in additions)
+        joint = set(self.joint_attention) >= set(other.joint_attention)
+        # Joint attention stands at the end of its level: blocks added there would come before it.
+        deep = all(mine == theirs if level in other.joint_attention else mine >= theirs
+                   for level, (mine, theirs) in enumerate(zip(extra(self), extra(other))))
+        return alike and joint and deep
 
 
 @dataclass

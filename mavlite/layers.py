@@ -120,9 +120,13 @@ class PseudoAttention3d(nn.Module):
     Spatial attention also reads `context` tokens (b, n, channels) when they are given. Temporal attention
     adds a learned bias for each head and relative distance; distances beyond `max_distance` share the
     last one, so any frame count can run. Its output projection starts at zero, hence as the identity.
+
+    joint=True adds what the paper does not have: attention over all positions of all frames. At one position
+    a moving digit is seen once and gone; here each frame finds the same stroke wherever it went. It too
+    starts as the identity.
     """
 
-    def __init__(self, channels, head_dim=32, temporal=False, max_distance=15):
+    def __init__(self, channels, head_dim=32, temporal=False, joint=False, max_distance=15):
         super().__init__()
         if channels % head_dim:
             raise ValueError(f"channels ({channels}) must be a multiple of head_dim ({head_dim})")
@@ -138,6 +142,12 @@ class PseudoAttention3d(nn.Module):
             self.temporal_q_norm, self.temporal_k_norm = HeadNorm(head_dim), HeadNorm(head_dim)
             self.temporal_bias = nn.Parameter(torch.zeros(self.heads, 2 * max_distance + 1))
             self.temporal_out = zero_linear(channels, channels)
+        self.joint_qkv = None
+        if joint:
+            self.joint_norm = nn.LayerNorm(channels)
+            self.joint_qkv = nn.Linear(channels, 3 * channels, bias=False)
+            self.joint_q_norm, self.joint_k_norm = HeadNorm(head_dim), HeadNorm(head_dim)
+            self.joint_out = zero_linear(channels, channels)
 
     def forward(self, x, context=None):                      # b c h w  or  b c f h w
         x, f = fold(x)
@@ -146,6 +156,8 @@ class PseudoAttention3d(nn.Module):
         x = x + self.over_positions(x, context, f or 1)
         if self.temporal_qkv is not None and f is not None:
             x = x + self.over_frames(x, f)
+        if self.joint_qkv is not None and f is not None:
+            x = x + self.over_clip(x, f)
         return unfold(rearrange(x, "b (h w) c -> b c h w", h=h), f)
 
     def over_positions(self, x, context, f):                 # (b f) n c
@@ -162,6 +174,13 @@ class PseudoAttention3d(nn.Module):
         q, k = self.temporal_q_norm(q), self.temporal_k_norm(k)
         y = attend(q, k, v, self.relative_bias(f).to(v.dtype))                       # b n m f d
         return self.temporal_out(rearrange(y, "b n m f d -> (b f) n (m d)"))
+
+    def over_clip(self, x, f):                               # (b f) n c
+        qkv = self.joint_qkv(self.joint_norm(x))
+        q, k, v = rearrange(qkv, "(b f) n (three m d) -> three b m (f n) d", three=3, m=self.heads, f=f)
+        # Fused on CPU too: f n is a thousand tokens, whose scores do not fit in its caches.
+        y = F.scaled_dot_product_attention(self.joint_q_norm(q), self.joint_k_norm(k), v)
+        return self.joint_out(rearrange(y, "b m (f n) d -> (b f) n (m d)", f=f))
 
     def relative_bias(self, f):
         """(heads, f, f): entry i, j is the bias of distance j - i."""

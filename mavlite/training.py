@@ -104,10 +104,10 @@ def initial_network(config, clip, weights, init_from):
         if had != config.diffusion.prediction_type:          # it would fit, and mean something else
             raise MavliteError(f"{init_from}: was trained with diffusion.prediction_type {had}, the "
                                f"configuration says {config.diffusion.prediction_type}; go on with the same")
-        had = record["config"]["model"]
-        if (isinstance(config.model, UNetConfig) and config.model.extra_blocks != had.get("extra_blocks", [])
-                and config.model.deepens(UNetConfig(**had))):
-            state = network.state_dict() | state             # extra blocks start as the identity
+        if isinstance(config.model, UNetConfig):
+            had = UNetConfig(**record["config"]["model"])
+            if config.model.deepens(had) and not had.deepens(config.model):
+                state = network.state_dict() | state         # what is added starts as the identity
         checkpoint.load_state(network, state, init_from)
         return network, f"{config.stage} ({record['sha256'][:12]})"
     source = STAGES[config.stage].starts_from

@@ -56,8 +56,10 @@ class UNet(nn.Module):
         def attention(level, count=1):
             if level not in config.attention:
                 return nn.ModuleList()
-            layers = nn.ModuleList(PseudoAttention3d(c[level], config.head_dim, attend_frames)
-                                   for _ in range(count + extra[level]))
+            last = count + extra[level] - 1
+            joint = {last} if attend_frames and level in config.joint_attention else {}
+            layers = nn.ModuleList(PseudoAttention3d(c[level], config.head_dim, attend_frames, i in joint)
+                                   for i in range(last + 1))
             for layer in layers[count:]:                     # what a shallower network does not have
                 nn.init.zeros_(layer.out.weight)
                 nn.init.zeros_(layer.out.bias)

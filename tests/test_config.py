@@ -43,13 +43,17 @@ def test_the_shared_model_section_is_the_unets(write):
     assert not hasattr(load_config(path, "prior").model, "blocks")
 
 
-def test_deeper_is_the_same_but_for_extra_blocks():
+def test_deeper_is_the_same_but_for_extra_blocks_and_joint_attention():
     def model(**changes):
         return UNetConfig(channels=[16, 32], attention=[1], head_dim=16, **changes)
     plain, deep = model(), model(extra_blocks=[0, 2])
     assert plain.deepens(plain) and deep.deepens(plain) and not plain.deepens(deep)
     assert not deep.deepens(model(extra_blocks=[1, 0]))
     assert not model(extra_blocks=[0, 2], emb_dim=64).deepens(plain)
+    joint = model(joint_attention=[1])
+    assert joint.deepens(plain) and not plain.deepens(joint)
+    assert model(joint_attention=[1], extra_blocks=[1, 0]).deepens(joint)
+    assert not model(joint_attention=[1], extra_blocks=[0, 1]).deepens(joint)    # they would come before it
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001"])
@@ -67,6 +71,7 @@ def test_a_list_and_a_null_can_be_set(write):
 MISTAKES = [
     ("nonsense: {}", "unknown section 'nonsense'"),
     ("model: {channels: [32, 64], attention: [], extra_blocks: [1]}", "model.extra_blocks: [1] must be []"),
+    ("model: {attention: [1], joint_attention: [0]}", "level 0 is not among model.attention"),
     ("train: {stepz: 1}", "unknown key train.stepz"),
     ("train: 3", "train: must be a section"),
     ("stages: {decodr: {}}", "unknown stage 'decodr'"),

@@ -137,6 +137,37 @@ def attention_reference(layer, x, context=None):
     return rearrange(y, "b f (h w) c -> b c f h w", h=h)
 
 
+def joint_reference(layer, x):
+    """What joint attention adds to the result of the other two: (b c f h w) -> its shape."""
+    y = rearrange(x, "b c f h w -> b (f h w) c")
+    gains = layer.joint_q_norm.weight, layer.joint_k_norm.weight
+    added = []
+    for tokens in y:
+        qkv = layer.joint_qkv(layer.joint_norm(tokens)).split(x.shape[1], dim=-1)
+        added.append(layer.joint_out(head_by_head(*qkv, *gains)))
+    return rearrange(torch.stack(added), "b (f h w) c -> b c f h w", f=x.shape[2], h=x.shape[3])
+
+
+@torch.no_grad()
+def test_joint_attention_is_over_all_positions_of_all_frames(randomise):
+    layer = randomise(PseudoAttention3d(8, head_dim=4, temporal=True, joint=True).double())
+    x = clips(2, 8, 5, 2, 3)
+    y = attention_reference(layer, x)
+    assert close(layer(x), y + joint_reference(layer, y))
+
+
+@torch.no_grad()
+def test_joint_attention_starts_as_the_identity_and_images_pass_it_by():
+    layer = PseudoAttention3d(8, head_dim=4, temporal=True, joint=True).double()
+    plain = PseudoAttention3d(8, head_dim=4, temporal=True).double()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    x = clips(2, 8, 5, 2, 3)
+    assert close(layer(x), plain(x), 0)
+    torch.nn.init.normal_(layer.joint_out.weight)
+    assert not close(layer(x), plain(x), 1e-3)
+    assert close(layer(x[:, :, 0]), plain(x[:, :, 0]), 0)
+
+
 @pytest.mark.parametrize("tokens", [0, 3])
 @torch.no_grad()
 def test_attention_is_over_positions_then_over_frames(attention, tokens):

@@ -331,6 +331,14 @@ def test_a_deeper_network_starts_from_a_shallower_ones_weights(trainer, smoke_we
     assert all(weight.eq(0).all() for weight in new)
 
 
+def test_init_from_refuses_a_file_that_lacks_weights(trainer, smoke_weights, tmp_path):
+    it = trainer("decoder")
+    state = it.network.state_dict()
+    del state["conv_out.spatial.bias"]
+    save_weights(tmp_path / "decoder", state, it.config, {})
+    assert "do not fit" in refusal(trainer, "decoder", init_from=tmp_path / "decoder")
+
+
 def test_a_shallower_network_does_not_start_from_a_deeper_ones_weights(trainer, tmp_path):
     deep = trainer("decoder", "model.extra_blocks=[1, 0]").export(tmp_path / "weights")
     assert "do not fit" in refusal(trainer, "decoder", init_from=deep)

@@ -92,9 +92,10 @@ def test_new_input_channels_and_scalars_start_without_a_say(image, randomise, dt
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("source", ["image", "video"])
+@pytest.mark.parametrize("more", [{"extra_blocks": [1, 2]}, {"joint_attention": [1]}])
 @torch.no_grad()
-def test_extra_blocks_start_without_effect(image, randomise, source, dtype, tolerance):
-    deeper = network(dataclasses.replace(CONFIG, extra_blocks=[1, 2]), temporal=True, scalars=("fps",))
+def test_extra_blocks_and_attention_start_without_effect(image, randomise, more, source, dtype, tolerance):
+    deeper = network(dataclasses.replace(CONFIG, **more), temporal=True, scalars=("fps",))
     (x, conditions), fps = clip(8, dtype), numbers(dtype)
     if source == "image":
         expected = frame_by_frame(image.to(dtype), x, **conditions)
@@ -114,6 +115,36 @@ def test_extra_blocks_learn(image):
     moved = {name for name, p in deeper.named_parameters() if not torch.equal(p, before[name])}
     assert {"down.0.1.conv2.spatial.weight", "middle.2.conv2.spatial.weight",
             "middle_attention.2.out.weight"} <= moved
+
+
+def test_joint_attention_takes_what_it_sees_of_a_frame_anywhere_in_another(image, randomise):
+    config = dataclasses.replace(CONFIG, joint_attention=[1], temporal_layers=["attention"], attention=[1])
+    net = randomise(network(config, temporal=True)).double()
+    for module in net.modules():
+        if isinstance(module, PseudoAttention3d):            # attention at one place alone is not what mixes
+            torch.nn.init.zeros_(module.temporal_out.weight)
+    x, conditions = clip(6)
+    before = net(x, **conditions)
+    x[:, :, 0, 0, 0] += 1
+    change = (net(x, **conditions) - before).abs()
+    assert change[:, :, 5].amin() > 0
+    for module in net.modules():
+        if isinstance(module, PseudoAttention3d) and module.joint_qkv is not None:
+            torch.nn.init.zeros_(module.joint_out.weight)
+    before = net(x, **conditions)
+    x[:, :, 0, 0, 0] += 1
+    change = (net(x, **conditions) - before).abs()
+    assert change[:, :, 0].amax() > 0 and change[:, :, 1:].amax() == 0
+
+
+def test_joint_attention_is_the_last_of_its_level_each_way():
+    config = dataclasses.replace(CONFIG, channels=[16, 16, 32], blocks=2, attention=[1, 2],
+                                 extra_blocks=[0, 1, 0], joint_attention=[1, 2])
+    net = network(config, temporal=True)
+    attention = (*net.down_attention, net.middle_attention, net.middle_out_attention, *net.up_attention)
+    assert [[layer.joint_qkv is not None for layer in layers] for layers in attention] == [
+        [], [False, True], [False, True], [False, True], [False, True], []]
+    assert all(m.joint_qkv is None for m in network(config).modules() if isinstance(m, PseudoAttention3d))
 
 
 @torch.no_grad()
