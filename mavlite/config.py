@@ -213,7 +213,7 @@ class TrainConfig:
     optimizer: str = "muon"                  # muon (for matrices and kernels; AdamW for the rest) or adamw
     lr: float = 1e-3                         # AdamW
     muon_lr: float = 0.02
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0                # of matrices and kernels, for each unit of the learning rate
     warmup_steps: int = 100
     decay_share: float = 0.3                 # the last share of the steps over which the rate falls to zero
     grad_clip: float = 1.0

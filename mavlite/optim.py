@@ -86,7 +86,10 @@ def build_optimizers(network, train):
             continue
         matrix = p.ndim >= 2 and name.endswith("weight") and not name.startswith(INPUTS_AND_OUTPUTS)
         (hidden if matrix and train.optimizer == "muon" else rest).append(p)
-    optimizers = [torch.optim.AdamW(rest, lr=train.lr, betas=(0.9, 0.99), weight_decay=train.weight_decay)]
+    vectors = [p for p in rest if p.ndim < 2]                # biases and gains are not decayed
+    groups = [{"params": [p for p in rest if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr,
+                                    betas=(0.9, 0.99), weight_decay=train.weight_decay)]
     if hidden:
         optimizers.append(Muon(hidden, lr=train.muon_lr, weight_decay=train.weight_decay))
     for optimizer in optimizers:

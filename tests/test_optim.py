@@ -122,6 +122,19 @@ def split(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_matrices_decay_and_vectors_do_not(optimizer):
+    network = build_network(load_config(SMOKE, "sr_l_t"))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    train = TrainConfig(optimizer=optimizer, weight_decay=0.5, lr=0.1, muon_lr=0.1)
+    for each in build_optimizers(network, train):
+        each.step()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p, before[name] * (0.95 if p.ndim >= 2 else 1.0))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_every_parameter_has_one_optimizer(optimizer):
     network, shares = split(optimizer)
     shared_out = [name for share in shares for name in share]
