@@ -84,8 +84,8 @@ class HeadNorm(nn.LayerNorm):
     """Query-key normalisation (Henry et al. 2020, arXiv 2010.04245): before scores are taken, the queries and
     keys of each head are brought to one length, times a learned gain for each component.
 
-    Without weight decay nothing else bounds the scores: they reached hundreds in a long training, softmax became a
-    choice of one position, which passes no gradient on, and spatial attention learned no further.
+    Without weight decay nothing else bounds the scores: they reached hundreds in a long training, softmax
+    became a choice of one position, which passes no gradient on, and spatial attention learned no further.
     """
 
     def __init__(self, head_dim):
