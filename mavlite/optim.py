@@ -74,24 +74,30 @@ INPUTS_AND_OUTPUTS = ("conv_in.", "conv_out.", "embed.", "to_context.",       # 
                       "model.visual.conv1.", "model.token_embedding.")        # clip
 
 
+# What the conditions say: at much noise hardly any of the loss depends on it: it would decay.
+CONDITIONING = ("scale_shift.", "embed", "to_context.")
+
+
 def build_optimizers(network, train):
     """One or two optimizers for a network's parameters (`TrainConfig`).
 
     As its author recommends, Muon takes the hidden layers' matrices and convolution kernels only; biases,
-    norms, embeddings, input and output layers go to AdamW.
+    norms, embeddings, input and output layers go to AdamW. Weights decay but for vectors and conditioning.
     """
-    hidden, rest = [], []
+    hidden, rest = ([], []), ([], [])                        # decayed, not decayed
     for name, p in network.named_parameters():
         if not p.requires_grad:
             continue
         matrix = p.ndim >= 2 and name.endswith("weight") and not name.startswith(INPUTS_AND_OUTPUTS)
-        (hidden if matrix and train.optimizer == "muon" else rest).append(p)
-    vectors = [p for p in rest if p.ndim < 2]                # biases and gains are not decayed
-    groups = [{"params": [p for p in rest if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr,
-                                    betas=(0.9, 0.99), weight_decay=train.weight_decay)]
-    if hidden:
-        optimizers.append(Muon(hidden, lr=train.muon_lr, weight_decay=train.weight_decay))
+        kept = p.ndim < 2 or any(part in name for part in CONDITIONING)
+        (hidden if matrix and train.optimizer == "muon" else rest)[kept].append(p)
+
+    def groups(parameters):
+        decays = (train.weight_decay, 0.0)
+        return [{"params": p, "weight_decay": decay} for p, decay in zip(parameters, decays) if p]
+    optimizers = [torch.optim.AdamW(groups(rest), lr=train.lr, betas=(0.9, 0.99))]
+    if any(hidden):
+        optimizers.append(Muon(groups(hidden), lr=train.muon_lr))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
