@@ -24,8 +24,9 @@ def closeness(clip, candidates, image_embeds):
     n, f = len(candidates) // b, candidates.shape[2]
     folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)
     with full_precision(candidates.device):                  # the choice must not hang on a rounding
-        embeds = rearrange(clip.image_embeds(folded.float()), "(b n f) d -> b n f d", n=n, f=f)
-    return F.cosine_similarity(embeds, image_embeds[:, None, None].float(), dim=-1).mean(dim=2)
+        folded, asked = (x if x.dtype == torch.float64 else x.float() for x in (folded, image_embeds))
+        embeds = rearrange(clip.image_embeds(folded), "(b n f) d -> b n f d", n=n, f=f)
+    return F.cosine_similarity(embeds, asked[:, None, None], dim=-1).mean(dim=2)
 
 
 def closest_candidates(clip, candidates, image_embeds):

@@ -279,11 +279,15 @@ class DistillConfig:
     """Progressive distillation: set `teacher`, and sample.steps to what the student shall need."""
     teacher: str | None = None               # folder of weights folders; the student starts as a copy
     guidance_scale: float = 1.0              # of the teacher; the student needs none
+    own_walk: bool = False                   # x_t of the student's own steps instead of noised data
+    reward: float = 0.0                      # weight of 1 - cosine(C_y(frame), y_e), mean over frames
 
     def __post_init__(self):
-        within("distill", self, guidance_scale=(0, 1000))
+        within("distill", self, guidance_scale=(0, 1000), reward=(0, 1000))
         if self.teacher is not None:
             stays_inside("distill.teacher", self.teacher)
+        require(self.teacher is not None or not (self.own_walk or self.reward),
+                "distill: own_walk and reward are for students; set distill.teacher")
 
 
 def model_type(stage):
@@ -341,6 +345,11 @@ class Config:
             require(config.diffusion.loss != "hybrid",
                     "distill.teacher: a student has no use for a learned variance; "
                     "set diffusion.loss to simple")
+            require(not config.distill.own_walk or stage != "interpolation",
+                    "distill.own_walk: interpolation is told known frames in every step of a walk; set it "
+                    "to false")
+            require(not config.distill.reward or stage in ("decoder", "decoder_t"),
+                    f"distill.reward: stage {stage} makes no frames from an embedding alone; set it to 0")
         require(stage != "prior" or config.diffusion.loss != "hybrid",
                 "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
         return config

@@ -17,8 +17,7 @@ from mavlite.config import DataConfig
 from mavlite.device import full_precision
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
-from mavlite.distillation import distillation_loss, student_times
-from mavlite.guidance import single_frames
+from mavlite.distillation import Lessons
 from mavlite.losses import diffusion_loss
 from mavlite.moving_mnist import (
     DRAW_FPS,
@@ -30,8 +29,7 @@ from mavlite.moving_mnist import (
 )
 from mavlite.prior import renormalise
 from mavlite.prompts import pair_index
-from mavlite.sampling import make_denoiser
-from mavlite.stages import STAGES, load_network
+from mavlite.stages import STAGES
 
 
 @dataclass
@@ -44,6 +42,11 @@ class Batch:
     rank: int = 0
     world: int = 1
     first: int = 0                           # samples of earlier trainings, which are not shown again
+
+    @property
+    def turn(self):
+        """How many micro-batches came before this one, in all steps: the same on every rank."""
+        return self.step * self.accumulate + self.micro
 
     @property
     def everywhere(self):
@@ -172,30 +175,16 @@ class Objective:
             self.clips = UnlabelledClips(digits.images, **options)
         self.diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
         self.size = config.data.sizes[self.stage.size[0]]
-        self.teacher = None
+        self.lessons = None                                  # a student's
         if config.distill.teacher is not None:
-            self._load_teacher(config.distill.teacher)
-
-    def _load_teacher(self, weights):
-        """The network that a student learns from, guided as it is when it makes videos."""
-        def load(stage):
-            network, config, _ = load_network(weights, stage, self.clip, self.device)
-            return network.to(self.dtype, memory_format=torch.channels_last), config
-        self.teacher, config = load(self.config.stage)
-        self.guided = {"guidance_scale": self.config.distill.guidance_scale,
-                       "guidance_until": config.sample.guidance_until,
-                       "away_from": single_frames(*load("decoder")) if config.stage == "decoder_t" else None}
+            self.lessons = Lessons(config, self.diffusion, clip, device, dtype)
 
     def diffuse(self, network, x_0, draws, weight=None, **conditions):
         """The diffusion loss of x_0 in [-1, 1] under conditions, or the distillation loss of a student."""
         d = self.config.diffusion
-        if self.teacher is not None:
+        if self.lessons is not None:
             conditions.pop("drop", None)                     # a student has its teacher's guidance within
-            steps, clip = self.config.sample.steps, None if self.config.stage == "prior" else 1.0
-            denoise = make_denoiser(self.diffusion, self.teacher, conditions, clip=clip, **self.guided)
-            times, noise = student_times(draws.times(), steps), draws.normal(*x_0.shape[1:])
-            return distillation_loss(self.diffusion, lambda x, t: network(x, t, drop=None, **conditions),
-                                     denoise, x_0, times, noise, steps, weight)
+            return self.lessons.loss(network, x_0, draws, conditions, weight)
         # A logit-logistic density, close to the logit-normal of Esser et al. 2024 (arXiv 2403.03206, 3.1),
         # but with an inverse in closed form, so that stratified times stay stratified.
         t = torch.sigmoid(d.time_shift + d.time_scale * torch.logit(draws.times()))

@@ -9,7 +9,7 @@ from conftest import ROOT, SMOKE
 from mavlite.checkpoint import read_record
 from mavlite.config import load_config
 from mavlite.diffusion import Diffusion
-from mavlite.distillation import distillation_loss, student_times, two_steps_as_one
+from mavlite.distillation import distillation_loss, own_walk, student_times, two_steps_as_one
 from mavlite.errors import MavliteError
 from mavlite.pipeline import MakeAVideo
 from mavlite.reproduce import reproduce_all
@@ -51,6 +51,7 @@ def test_the_loss_weighs_errors_of_x_0_by_the_truncated_snr(prediction_type):
     teacher, steps = gaussian(diffusion), 4
     x_0, noise = torch.randn(2, 6, 5, dtype=torch.float64)
     t = student_times(torch.rand(6, dtype=torch.float64), steps).clamp(max=0.75)
+    x_t = diffusion.add_noise(x_0, noise, t)
 
     def student(off):
         def predict(x_t, t):
@@ -59,9 +60,43 @@ def test_the_loss_weighs_errors_of_x_0_by_the_truncated_snr(prediction_type):
         return predict
 
     def loss(off):
-        return distillation_loss(diffusion, student(off), teacher, x_0, t, noise, steps).item()
+        return distillation_loss(diffusion, student(off), teacher, x_t, t, steps).item()
     assert loss(0.0) == pytest.approx(0, abs=1e-20)
     assert loss(0.1) == pytest.approx(0.01 * diffusion.snr(t).clamp(min=1).mean().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_a_student_s_own_walk_is_where_the_sampler_comes_by(clip):
+    diffusion, steps, seen = Diffusion(), 4, []
+    exact = gaussian(diffusion)
+
+    def predict(x_t, t):
+        x_0 = exact(x_t, t)
+        return diffusion.target(x_0, diffusion.epsilon(x_0, x_t, t), t)
+
+    def denoise(x_t, t):
+        x_0 = exact(x_t, t)
+        return x_0 if clip is None else x_0.clamp(-clip, clip)
+    noise = torch.randn(5, 2, 3, dtype=torch.float64)
+    ddim(denoise, noise, diffusion, steps, callback=lambda i, x_t, x_0: seen.append(x_t))
+    for turn in range(steps):
+        x_t, t = own_walk(diffusion, predict, noise, turn, steps, clip)
+        assert torch.allclose(x_t, seen[turn], atol=1e-12)
+        assert t.tolist() == [1 - turn / steps] * 5
+
+
+def test_what_is_penalised_is_the_student_s_own_clean_part():
+    diffusion, steps = Diffusion("v_prediction"), 4
+    x_0, noise = torch.randn(2, 6, 5, dtype=torch.float64)
+    t = torch.full((6,), 0.5, dtype=torch.float64)
+    x_t = diffusion.add_noise(x_0, noise, t)
+
+    def perfect(x_t, t):                                     # as good as its teacher: nothing else counts
+        return diffusion.target(x_0, diffusion.epsilon(x_0, x_t, t), t)
+    seen = []
+    loss = distillation_loss(diffusion, perfect, lambda x_t, t: x_0, x_t, t, steps,
+                             penalty=lambda made: seen.append(made) or made.sum())
+    assert torch.allclose(seen[0], x_0, atol=1e-10) and loss.item() == pytest.approx(x_0.sum().item())
 
 
 # --- through the trainer
@@ -87,8 +122,9 @@ def test_every_diffusion_stage_can_be_distilled(student, smoke_weights, stage):
     reports = list(it.steps())
     assert all(report["loss"] > 0 for report in reports) and reports[-1]["step"] == it.train.steps
     assert all(torch.equal(p, teacher.state_dict()[name])
-               for name, p in it.objective.teacher.state_dict().items())
-    assert (it.objective.guided["away_from"] is not None) == (stage == "decoder_t")      # as in the pipeline
+               for name, p in it.objective.lessons.teacher.state_dict().items())
+    away_from = it.objective.lessons.guided["away_from"]
+    assert (away_from is not None) == (stage == "decoder_t")                         # as in the pipeline
 
 
 def test_a_student_comes_closer_to_its_teacher(student):
@@ -98,13 +134,43 @@ def test_a_student_comes_closer_to_its_teacher(student):
     assert sum(losses[-10:]) < 0.7 * sum(losses[:5]) * 2
 
 
+@pytest.mark.parametrize("stage", ["prior", "decoder", "decoder_t", "sr_l_t"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_student_learns_on_its_own_walk(student, stage, precision):
+    it = student(stage, "distill.own_walk=true", "train.steps=4", f"train.precision={precision}")
+    asked = []
+    it.network.register_forward_pre_hook(lambda _, args: asked.append((args[1][0].item(),
+                                                                       torch.is_grad_enabled())))
+    for _ in it.steps():
+        missing = [name for name, p in it.network.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing                                   # what the walk left behind hides no gradient
+    # Two steps: at 1, then at 1 without and at 1/2 with a gradient, and so on in turn.
+    assert asked == 2 * [(1.0, True), (1.0, False), (0.5, True)]
+
+
+@pytest.mark.parametrize("stage", ["decoder", "decoder_t"])
+def test_rewarded_students_come_closer_to_what_was_asked_for(student, stage):
+    it = student(stage, "distill.own_walk=true", "distill.reward=1.0", "train.steps=40",
+                 "train.warmup_steps=5", "data.num_clips=8")
+    losses = [report["loss"] for report in it.steps()]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert all(p.grad is None and not p.requires_grad for p in it.objective.clip.parameters())
+
+
 @pytest.mark.parametrize("stage, overrides, said", [
+    ("interpolation", ["distill.own_walk=true"], "own_walk"), ("sr_l_t", ["distill.reward=0.1"], "reward"),
+    ("decoder", ["distill.reward=-1.0"], "distill.reward"),
     ("judge", [], "distill.teacher"), ("decoder", ["sample.sampler=dpmpp_2m"], "sample.sampler"),
     ("decoder", ["sample.guidance_scale=3.0"], "guidance_scale"),
     ("decoder", ["diffusion.loss=hybrid"], "learned variance")])
 def test_what_cannot_be_distilled_is_refused(smoke_config, stage, overrides, said):
     with pytest.raises(MavliteError, match=said):
         smoke_config(stage, [*STUDENT, "distill.teacher=anywhere", *overrides])
+
+
+def test_only_students_are_rewarded(smoke_config):
+    with pytest.raises(MavliteError, match="set distill.teacher"):
+        smoke_config("decoder", ["distill.reward=0.1"])
 
 
 def test_a_student_of_a_student_generates_in_two_unguided_evaluations(smoke_weights, tmp_path):
