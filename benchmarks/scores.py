@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.command import table
 from mavlite.evaluation.report import source
-from mavlite.pipeline import CANDIDATES
+from mavlite.pipeline import CANDIDATES, FRAME_CANDIDATES
 
 BEGIN, END = "<!-- scores: begin -->\n", "<!-- scores: end -->"
 
@@ -30,7 +30,7 @@ def at_most(offset, key=None, share=1.0):
 SHOWN = {                                    # (section, score, unit): what is aimed at
     ("prompt accuracy", "real clips", "clips"): None,
     ("prompt accuracy", "true embedding, D, one frame", "clips"): at_least(-0.03, "ceiling"),
-    ("prompt accuracy", f"true embedding, D, one frame, C's choice of {CANDIDATES}", "clips"):
+    ("prompt accuracy", f"true embedding, D, one frame, C's choice of {FRAME_CANDIDATES}", "clips"):
         at_least(-0.03, "ceiling"),
     ("prompt accuracy", "true embedding, D^t drawn once", "clips"): None,
     ("prompt accuracy", "prompt, P, D^t drawn once", "clips"): None,

@@ -117,7 +117,8 @@ def _sampling_arguments(p):
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--candidates", type=int,
-                   help="key frames drawn for each video, of which C keeps the best (default: 8, of morph 1)")
+                   help="key frames drawn for each video, of which C keeps the best (default: 8, of one "
+                        "frame 32, of morph 1)")
     p.add_argument("--independent-noise", action="store_true",
                    help="SR_h: other noise for each frame, to see the flicker")
     p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")

@@ -51,7 +51,7 @@ def two_steps_as_one(diffusion, denoise, x_t, t, steps):
 
 @torch.no_grad()
 def own_walk(diffusion, model, noise, turn, steps, clip=1.0):
-    """Where a student's own first `turn` steps of N lead from noise: (x_t (b, ...), t (b,)).
+    """Where a student's own first `turn` steps of N lead from noise: (x_t (b, ...), t (b,)), turn < N.
 
     model: the student, called as model(x_t, t) -> prediction. clip: as in `sampling.make_denoiser`.
     """
@@ -107,7 +107,7 @@ class Lessons:
             return network(x_t, t, drop=None, **conditions)
         noise = draws.normal(*x_0.shape[1:])
         if self.config.distill.own_walk:
-            x_t, t = own_walk(self.diffusion, model, noise, draws.batch.turn % steps, steps, clip)
+            x_t, t = own_walk(self.diffusion, model, noise, draws.batch.step % steps, steps, clip)
             torch.clear_autocast_cache()                     # of 16-bit weights made without a gradient
         else:
             t = student_times(draws.times(), steps)

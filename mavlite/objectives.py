@@ -44,11 +44,6 @@ class Batch:
     first: int = 0                           # samples of earlier trainings, which are not shown again
 
     @property
-    def turn(self):
-        """How many micro-batches came before this one, in all steps: the same on every rank."""
-        return self.step * self.accumulate + self.micro
-
-    @property
     def everywhere(self):
         """Indices of this micro-batch on all ranks."""
         share = self.size // self.accumulate

@@ -22,6 +22,7 @@ from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
 CANDIDATES, MOST_CANDIDATES = 8, 64          # of which C chooses a video's key frames
+FRAME_CANDIDATES = 32                        # of which C chooses one frame: together they cost two clips
 # What has an embedding or a prompt to be guided by.
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
 
@@ -81,8 +82,8 @@ class MakeAVideo:
                 it makes key frames, as D^t does.
             seed, index: video i of the batch draws from (seed, index + i).
             candidates: how often the key frames (or the one frame) of a video are drawn; half way C keeps
-                what is closest to the embedding. 8 by default; 1 draws once, in less time. Frames between two
-                given ones are drawn once.
+                what is closest to the embedding. 8 by default, 32 of one frame; 1 draws once, in less time.
+                Frames between two given ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
@@ -90,6 +91,8 @@ class MakeAVideo:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise MavliteError("no prompt was given; write one like \"two and 4\"")
+        if num_frames == 1 and options.get("candidates") is None:
+            options["candidates"] = FRAME_CANDIDATES
         run, skip = Session(self, len(prompts), **options), self._checked_skip(frame_skip)
         if num_frames is None:
             num_frames = (self.data.num_frames - 1) * skip + 1

@@ -22,7 +22,8 @@ from mavlite.training import Trainer
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # Each rank of two takes its share in so many micro-batches; one process takes the whole batch at once.
-CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2), ("interpolation", "adamw", 2)]
+CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2), ("interpolation", "adamw", 2),
+         ("decoder_t", "muon", 2, "rewarded")]
 
 
 def name(case):
@@ -31,10 +32,13 @@ def name(case):
 
 def train_all(weights, folder, whole=False):
     for case in CASES:
-        stage, optimizer, accumulate = case
+        stage, optimizer, accumulate, *student = case
         config = load_config(SMOKE, stage, [
             "train.steps=3", "train.precision=fp64", f"train.optimizer={optimizer}",
-            f"train.accumulate={1 if whole else accumulate}"])
+            f"train.accumulate={1 if whole else accumulate}",
+            *([f"distill.teacher={weights}", "distill.own_walk=true", "distill.reward=0.5",
+               "distill.guidance_scale=2.0", "sample.sampler=ddim", "sample.steps=2",
+               "sample.guidance_scale=1.0"] if student else [])])
         for _ in Trainer(config, folder / name(case), weights=weights, device="cpu").steps():
             pass
 

@@ -9,7 +9,7 @@ import torch
 
 from mavlite import MakeAVideo, MavliteError, cascade
 from mavlite.candidates import half_way
-from mavlite.pipeline import CANDIDATES
+from mavlite.pipeline import CANDIDATES, FRAME_CANDIDATES
 from mavlite.sampling import time_steps
 
 PROMPTS = ["two and 4", "7 and seven"]
@@ -207,11 +207,12 @@ def test_guidance_matters(pipe, stage, output):
     assert (a - b).abs().max() > 1e-4                        # little: the weights have seen four steps
 
 
-@pytest.mark.parametrize("stage, num_frames", [("decoder", 1), ("decoder_t", 16)])
-def test_what_is_chosen_is_one_of_the_candidates(pipe, stage, num_frames):
+@pytest.mark.parametrize("stage, num_frames, n", [("decoder", 1, FRAME_CANDIDATES),
+                                                  ("decoder_t", 16, CANDIDATES)])
+def test_what_is_chosen_is_one_of_the_candidates(pipe, stage, num_frames, n):
     """Whole walks of all candidates, by hand: the chosen one is among them, as if it had walked alone."""
     made = pipe(PROMPTS, seed=0, num_frames=num_frames).stages
-    y_e, n = made["image_embeds"], CANDIDATES
+    y_e = made["image_embeds"]
     several, noise = y_e.repeat_interleave(n, dim=0), cascade.Noise(0, range(2), stage, pipe.device, n)
     network = pipe.networks[stage], pipe.configs[stage]
     drawn = (cascade.run_decoder(*network, noise, several) if num_frames == 1

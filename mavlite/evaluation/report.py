@@ -33,7 +33,7 @@ from mavlite.evaluation.samples import (
     text_embeds,
 )
 from mavlite.moving_mnist import box_resize
-from mavlite.pipeline import CANDIDATES, MakeAVideo
+from mavlite.pipeline import CANDIDATES, FRAME_CANDIDATES, MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
 from mavlite.stages import MEASURING, STAGES, load_network
@@ -113,8 +113,8 @@ class Evaluation:
         chosen = f"prompt, P, D^t, C's choice of {CANDIDATES}"
         chain = [("real clips", "judge", self.real.frames(large), self.real.pairs),
                  ("true embedding, D, one frame", "decoder", decode(pipe, "decoder", truth), self.real.pairs),
-                 (f"true embedding, D, one frame, C's choice of {CANDIDATES}", "decoder",
-                  decode(pipe, "decoder", truth, candidates=CANDIDATES), self.real.pairs),
+                 (f"true embedding, D, one frame, C's choice of {FRAME_CANDIDATES}", "decoder",
+                  decode(pipe, "decoder", truth, candidates=FRAME_CANDIDATES), self.real.pairs),
                  ("true embedding, D^t drawn once", "decoder_t", decode(pipe, "decoder_t", truth),
                   self.real.pairs),
                  ("prompt, P, D^t drawn once", "prior", decode(pipe, "decoder_t", made.image_embeds),
@@ -141,7 +141,7 @@ class Evaluation:
     def clip_similarity(self):
         """Text-frame cosine under C, and how good P's embeddings are.
 
-        C is part of the cascade and chose among its candidates: no blind judge, unlike the others here.
+        C is part of the cascade, rewarded D^t and chose among candidates: no blind judge, unlike the others.
         """
         wanted = F.normalize(text_embeds(self.pipe, self.made.prompts), dim=-1)                      # n d
 
