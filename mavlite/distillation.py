@@ -50,16 +50,15 @@ def two_steps_as_one(diffusion, denoise, x_t, t, steps):
 
 
 @torch.no_grad()
-def own_walk(diffusion, model, noise, turn, steps, clip=1.0):
+def own_walk(diffusion, denoise, noise, turn, steps):
     """Where a student's own first `turn` steps of N lead from noise: (x_t (b, ...), t (b,)), turn < N.
 
-    model: the student, called as model(x_t, t) -> prediction. clip: as in `sampling.make_denoiser`.
+    denoise: the student, (x_t, t) -> x_0, as it is sampled.
     """
     walk = [noise.new_full((len(noise),), 1 - i / steps) for i in range(turn + 1)]
     x_t = noise
     for t, s in zip(walk, walk[1:]):
-        x_0 = diffusion.predict_x_0(model(x_t, t).to(x_t.dtype), x_t, t)
-        x_t = ddim_step(diffusion, x_0 if clip is None else x_0.clamp(-clip, clip), x_t, t, s)
+        x_t = ddim_step(diffusion, denoise(x_t, t), x_t, t, s)
     return x_t, walk[turn]
 
 
@@ -107,7 +106,8 @@ class Lessons:
             return network(x_t, t, drop=None, **conditions)
         noise = draws.normal(*x_0.shape[1:])
         if self.config.distill.own_walk:
-            x_t, t = own_walk(self.diffusion, model, noise, draws.batch.step % steps, steps, clip)
+            alone = make_denoiser(self.diffusion, network, conditions, clip=clip)
+            x_t, t = own_walk(self.diffusion, alone, noise, draws.batch.step % steps, steps)
             torch.clear_autocast_cache()                     # of 16-bit weights made without a gradient
         else:
             t = student_times(draws.times(), steps)

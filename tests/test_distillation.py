@@ -70,17 +70,13 @@ def test_a_student_s_own_walk_is_where_the_sampler_comes_by(clip):
     diffusion, steps, seen = Diffusion(), 4, []
     exact = gaussian(diffusion)
 
-    def predict(x_t, t):
-        x_0 = exact(x_t, t)
-        return diffusion.target(x_0, diffusion.epsilon(x_0, x_t, t), t)
-
     def denoise(x_t, t):
         x_0 = exact(x_t, t)
         return x_0 if clip is None else x_0.clamp(-clip, clip)
     noise = torch.randn(5, 2, 3, dtype=torch.float64)
     ddim(denoise, noise, diffusion, steps, callback=lambda i, x_t, x_0: seen.append(x_t))
     for turn in range(steps):
-        x_t, t = own_walk(diffusion, predict, noise, turn, steps, clip)
+        x_t, t = own_walk(diffusion, denoise, noise, turn, steps)
         assert torch.allclose(x_t, seen[turn], atol=1e-12)
         assert t.tolist() == [1 - turn / steps] * 5
 
