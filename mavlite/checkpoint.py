@@ -267,13 +267,15 @@ def _flatten_optimizer(index, optimizer):
             for k, entry in optimizer.state_dict()["state"].items() for name, value in entry.items()}
 
 
-def save_checkpoint(run, step, network, ema, optimizers, extra, keep=2):
+def save_checkpoint(run, step, network, ema, optimizers, extra, critic=None, keep=2):
     """Write run/step-XXXXXXXX atomically, then remove all but `keep` of those up to it.
 
     Raises MavliteError when it cannot be written, or if a tensor is not finite; earlier ones stay.
     """
     tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
     tensors |= {f"ema.{name}": t for name, t in ema.items()}
+    if critic is not None:
+        tensors |= {f"critic.{name}": t for name, t in critic.state_dict().items()}
     for index, optimizer in enumerate(optimizers):
         tensors |= _flatten_optimizer(index, optimizer)
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
@@ -318,12 +320,14 @@ def load_checkpoint(run):
     return None, None
 
 
-def restore(tensors, path, network, ema, optimizers):
-    """Put a checkpoint's tensors back into network, EMA and optimizers, in place.
+def restore(tensors, path, network, ema, optimizers, critic=None):
+    """Put a checkpoint's tensors back into network, EMA, optimizers and critic, in place.
 
     Raises MavliteError for tensors of another network.
     """
     load_state(network, {n[8:]: t for n, t in tensors.items() if n.startswith("network.")}, path)
+    if critic is not None:
+        load_state(critic, {n[7:]: t for n, t in tensors.items() if n.startswith("critic.")}, path)
     for name, average in ema.items():
         saved = tensors.get(f"ema.{name}")
         if saved is None or saved.shape != average.shape:

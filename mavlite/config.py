@@ -290,6 +290,20 @@ class DistillConfig:
                 "distill: own_walk and reward are for students; set distill.teacher")
 
 
+@dataclass
+class AdversarialConfig:
+    """A student's last lesson (adversarial.py): set `weight`, and go on from a student's weights."""
+    weight: float = 0.0                      # of the critic's word; 0: there is no critic
+    reward: float = 1.0                      # as in distill
+    penalty: float = 1.0                     # gamma, of the critic's slopes
+    critic_lr: float = 3e-4                  # AdamW
+    critic_width: int = 48
+
+    def __post_init__(self):
+        within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000), critic_lr=(1e-9, 1),
+               critic_width=(1, 1024))
+
+
 def model_type(stage):
     """The dataclass of a stage's `model` section (clip's network is the shared section `clip`)."""
     return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig, "tracker": TrackerConfig,
@@ -315,6 +329,12 @@ class Config:
     sample: SampleConfig
     extrapolate: ExtrapolateConfig | None    # the interpolation network's
     distill: DistillConfig
+    adversarial: AdversarialConfig
+
+    @property
+    def student(self):
+        """Whether this is sampled in few steps, with all guidance within."""
+        return self.distill.teacher is not None or self.adversarial.weight > 0
 
     def to_dict(self):
         return dataclasses.asdict(self)
@@ -336,15 +356,18 @@ class Config:
             require(sections[key] is not None or mapping.get(key) in (None, {}),
                     f"stage {stage} has no {key} section: {why}")
         config = cls(stage=stage, **filled)
-        if config.distill.teacher is not None:
+        if config.student:
+            key = "adversarial.weight" if config.adversarial.weight else "distill.teacher"
             require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
-                    f"distill.teacher: stage {stage} takes no denoising steps")
+                    f"{key}: stage {stage} takes no denoising steps")
             require((config.sample.sampler, config.sample.guidance_scale) == ("ddim", 1.0),
-                    "distill.teacher: a student samples with sample.sampler ddim and "
-                    "sample.guidance_scale 1")
+                    f"{key}: a student samples with sample.sampler ddim and sample.guidance_scale 1")
             require(config.diffusion.loss != "hybrid",
-                    "distill.teacher: a student has no use for a learned variance; "
-                    "set diffusion.loss to simple")
+                    f"{key}: a student has no use for a learned variance; set diffusion.loss to simple")
+            require(config.distill.teacher is None or not config.adversarial.weight,
+                    "adversarial.weight: takes the place of a teacher; set distill.teacher to null")
+            require(stage == "decoder_t" or not config.adversarial.weight,
+                    f"adversarial.weight: is for decoder_t, not for {stage}; set it to 0")
             require(not config.distill.own_walk or stage != "interpolation",
                     "distill.own_walk: interpolation is told known frames in every step of a walk; set it "
                     "to false")

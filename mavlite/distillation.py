@@ -49,9 +49,8 @@ def two_steps_as_one(diffusion, denoise, x_t, t, steps):
     return (x_s - ratio * x_t) / (alpha_s - ratio * alpha_t)
 
 
-@torch.no_grad()
 def own_walk(diffusion, denoise, noise, turn, steps):
-    """Where a student's own first `turn` steps of N lead from noise: (x_t (b, ...), t (b,)), turn < N.
+    """Where a student's own first `turn` steps of N lead from noise: (x_t (b, ...), t (b,)); N lead to x_0.
 
     denoise: the student, (x_t, t) -> x_0, as it is sampled.
     """
@@ -107,7 +106,8 @@ class Lessons:
         noise = draws.normal(*x_0.shape[1:])
         if self.config.distill.own_walk:
             alone = make_denoiser(self.diffusion, network, conditions, clip=clip)
-            x_t, t = own_walk(self.diffusion, alone, noise, draws.batch.step % steps, steps)
+            with torch.no_grad():
+                x_t, t = own_walk(self.diffusion, alone, noise, draws.batch.step % steps, steps)
             torch.clear_autocast_cache()                     # of 16-bit weights made without a gradient
         else:
             t = student_times(draws.times(), steps)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 
+from mavlite.adversarial import Contest
 from mavlite.clip import PairClipLoss
 from mavlite.config import DataConfig
 from mavlite.device import full_precision
@@ -170,15 +171,20 @@ class Objective:
             self.clips = UnlabelledClips(digits.images, **options)
         self.diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
         self.size = config.data.sizes[self.stage.size[0]]
-        self.lessons = None                                  # a student's
+        self.lessons = self.contest = None                   # a student's
         if config.distill.teacher is not None:
             self.lessons = Lessons(config, self.diffusion, clip, device, dtype)
+        if config.adversarial.weight:
+            self.contest = Contest(config, self.diffusion, clip, device, dtype)
 
     def diffuse(self, network, x_0, draws, weight=None, **conditions):
-        """The diffusion loss of x_0 in [-1, 1] under conditions, or the distillation loss of a student."""
+        """The diffusion loss of x_0 in [-1, 1] under conditions, or a student's loss."""
         d = self.config.diffusion
-        if self.lessons is not None:
+        if self.config.student:
             conditions.pop("drop", None)                     # a student has its teacher's guidance within
+        if self.contest is not None:
+            return self.contest.loss(network, x_0, draws, conditions)
+        if self.lessons is not None:
             return self.lessons.loss(network, x_0, draws, conditions, weight)
         # A logit-logistic density, close to the logit-normal of Esser et al. 2024 (arXiv 2403.03206, 3.1),
         # but with an inverse in closed form, so that stratified times stay stratified.

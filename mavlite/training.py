@@ -155,7 +155,7 @@ class Trainer:
         if init_from is None and config.distill.teacher is not None:
             init_from = Path(config.distill.teacher) / config.stage      # a student starts as a copy
         network, self.origin = initial_network(config, clip, weights, init_from)
-        if config.distill.teacher is not None:               # a student is never asked without its condition
+        if config.student:                                   # is never asked without its condition
             for name, p in network.named_parameters():
                 p.requires_grad_(not name.startswith("null_"))
         self.earlier = earlier_trainings(init_from, config.stage) if init_from else []
@@ -166,7 +166,7 @@ class Trainer:
         if self.world > 1:
             self.parallel = DistributedDataParallel(
                 self.parallel, device_ids=[self.device] if self.device.type == "cuda" else None)
-        self.optimizers = build_optimizers(self.network, self.train)
+        self.optimizers, self.contest = build_optimizers(self.network, self.train), self.objective.contest
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = {name: p.detach().clone() for name, p in self.network.named_parameters()
@@ -194,7 +194,7 @@ class Trainer:
         if tensors is None:
             return
         wanted, had = self.config.to_dict(), Config.from_dict(state["config"]).to_dict()
-        for key in ("stage", "data", "clip", "model", "diffusion", "distill"):
+        for key in ("stage", "data", "clip", "model", "diffusion", "distill", "adversarial"):
             if wanted[key] != had[key]:
                 raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the "
                                    "same configuration, or choose another --out")
@@ -207,15 +207,21 @@ class Trainer:
         if state.get("digits") not in (None, self.objective.digits_source):
             raise MavliteError(f"{self.run}: was trained on {state['digits']} digits, and here are "
                                f"{self.objective.digits_source}; see data/README.md, or choose another --out")
-        if self.config.distill.teacher and wanted["sample"]["steps"] != had["sample"]["steps"]:
+        if self.config.student and wanted["sample"]["steps"] != had["sample"]["steps"]:
             raise MavliteError(f"{self.run}: is a student of {had['sample']['steps']} sample.steps; resume "
                                "with as many, or choose another --out")
-        checkpoint.restore(tensors, self.run, self.network, self.ema, self.optimizers)
+        checkpoint.restore(tensors, self.run, self.network, self.ema, *self._others())
         if state["scaler"]:                                  # empty unless the run was in fp16 so far
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.origin = state["step"], state["seconds"], state["origin"]
         self.earlier = state.get("earlier", [])
         self.skipped = state.get("skipped", 0)
+
+    def _others(self):
+        """What a checkpoint holds beside the network and its averages: all optimizers, and the critic."""
+        if self.contest is None:
+            return self.optimizers, None
+        return [*self.optimizers, self.contest.optimizer], self.contest.critic
 
     def save(self):
         """Checkpoint now (rank 0)."""
@@ -223,8 +229,9 @@ class Trainer:
             state = {"config": self.config.to_dict(), "seconds": self.seconds, "origin": self.origin,
                      "earlier": self.earlier, "clip": self.clip_sha, "scaler": self.scaler.state_dict(),
                      "skipped": self.skipped, "digits": self.objective.digits_source}
-            checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, self.optimizers, state,
-                                       keep=self.train.keep)
+            optimizers, critic = self._others()
+            checkpoint.save_checkpoint(self.run, self.step, self.network, self.ema, optimizers, state,
+                                       critic=critic, keep=self.train.keep)
 
     def averaged(self):
         """The network's state with its parameters' moving averages: what is used and shipped."""
@@ -300,6 +307,8 @@ class Trainer:
             for optimizer in self.optimizers if math.isfinite(norm) else ():
                 self.scaler.step(optimizer)
             self.scaler.update()
+            if self.contest is not None:
+                self.contest.step()
             self._average()
             self.step += 1
         return {"loss": loss, "grad_norm": norm, "rate": share, "skipped": self.skipped}

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # Each rank of two takes its share in so many micro-batches; one process takes the whole batch at once.
 CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2), ("interpolation", "adamw", 2),
-         ("decoder_t", "muon", 2, "rewarded")]
+         ("decoder_t", "muon", 2, "rewarded"), ("decoder_t", "muon", 2, "adversarial")]
+STUDENT = ["sample.sampler=ddim", "sample.steps=2", "sample.guidance_scale=1.0"]
 
 
 def name(case):
@@ -32,13 +33,14 @@ def name(case):
 
 def train_all(weights, folder, whole=False):
     for case in CASES:
-        stage, optimizer, accumulate, *student = case
+        stage, optimizer, accumulate, *lesson = case
+        lessons = {"rewarded": [*STUDENT, f"distill.teacher={weights}", "distill.own_walk=true",
+                                "distill.reward=0.5", "distill.guidance_scale=2.0"],
+                   "adversarial": [*STUDENT, "adversarial.weight=1.0", "adversarial.critic_width=4"]}
         config = load_config(SMOKE, stage, [
             "train.steps=3", "train.precision=fp64", f"train.optimizer={optimizer}",
             f"train.accumulate={1 if whole else accumulate}",
-            *([f"distill.teacher={weights}", "distill.own_walk=true", "distill.reward=0.5",
-               "distill.guidance_scale=2.0", "sample.sampler=ddim", "sample.steps=2",
-               "sample.guidance_scale=1.0"] if student else [])])
+            *(override for name in lesson for override in lessons[name])])
         for _ in Trainer(config, folder / name(case), weights=weights, device="cpu").steps():
             pass
 
@@ -71,7 +73,7 @@ def test_two_processes_train_the_weights_of_one(runs, case):
     assert state["step"] == 3 and one.keys() == two.keys()
     tensors = [key for key in one if one[key].is_floating_point()]
     assert {one[key].dtype for key in tensors if key.startswith("network.")} == {torch.float64}
-    assert max((one[key] - two[key]).abs().max().item() for key in tensors) < 1e-9   # network, EMA, optimizer
+    assert max((one[key] - two[key]).abs().max().item() for key in tensors) < 1e-9   # network, EMA, optimizers, critic
     averages = [key for key in tensors if key.startswith("ema.")]                # of what moves
     assert max((one[f"network.{key[4:]}"] - one[key]).abs().max().item() for key in averages) > 1e-4
 
