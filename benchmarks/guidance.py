@@ -108,7 +108,7 @@ def main():
         raise MavliteError(f"--videos {args.videos}: must be 3 or more")
     scores = Scores(args.weights, args.videos)
     config, rows = scores.pipe.configs["decoder_t"], []
-    for way in ways(args.scales, args.until, student=config.distill.teacher is not None):
+    for way in ways(args.scales, args.until, student=config.student):
         frames, seconds = scores.sample(*way)
         away, scale, until = way
         rows.append([away, f"{scale:g}", f"{until:g}", *scores.measure(frames, scores.pairs),

@@ -47,7 +47,7 @@ START = 1_000_000                            # no clip of the report: these choo
 def settings(stage, config, steps=STEPS):
     """The ways of sampling that are compared, the stage's default among them: SampleConfigs, cheap first."""
     default, scales = config.sample, [1.0]
-    if stage in GUIDED and config.distill.teacher is None:   # a student has its guidance within
+    if stage in GUIDED and not config.student:   # a student has its guidance within
         scales.append(GUIDANCE if default.guidance_scale == 1 else default.guidance_scale)
     grid = [dataclasses.replace(default, sampler=sampler, guidance_scale=scale, steps=count)
             for scale in scales for sampler in SAMPLERS for count in steps]

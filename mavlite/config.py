@@ -300,8 +300,8 @@ class AdversarialConfig:
     critic_width: int = 48
 
     def __post_init__(self):
-        within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000), critic_lr=(1e-9, 1),
-               critic_width=(1, 1024))
+        within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000),
+               critic_lr=(1e-9, 1), critic_width=(1, 1024))
 
 
 def model_type(stage):

@@ -48,7 +48,7 @@ class Critic(nn.Module):
 
 
 def noised(clips, noise, level):
-    """Clips under noise of deviation `level` (b,): faults of single pixels count less, those of motion not."""
+    """Clips under noise of deviation `level` (b,): it hides faults of single pixels, and none of motion."""
     return clips + expand_to(level, clips) * noise
 
 

@@ -143,6 +143,10 @@ class Trainer:
         if self.train.batch_size % (self.train.accumulate * self.world):
             raise MavliteError(f"train.batch_size: {self.train.batch_size} does not split over {self.world} "
                                f"ranks and {self.train.accumulate} micro-batches")
+        trained = init_from is not None or (resume and checkpoint.checkpoints(self.run))
+        if config.adversarial.weight and not trained:
+            raise MavliteError(f"stage {config.stage}: a critic teaches who can walk already; add "
+                               "--init-from with a student's weights, or set adversarial.weight to 0")
         self._claim_run(resume)
         self.precision = pick_precision(self.device, self.train.precision)
         dtype = torch.float64 if self.precision == "fp64" else torch.float32

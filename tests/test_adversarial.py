@@ -20,17 +20,17 @@ AGAINST = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0",
 @pytest.fixture
 def student(smoke_config, smoke_weights, tmp_path):
     def make(*overrides, run="run", resume=False):
-        return Trainer(smoke_config("decoder_t", [*AGAINST, *overrides]), tmp_path / run, weights=smoke_weights,
-                       init_from=smoke_weights / "decoder_t", resume=resume, device="cpu")
+        config = smoke_config("decoder_t", [*AGAINST, *overrides])
+        return Trainer(config, tmp_path / run, weights=smoke_weights, init_from=smoke_weights / "decoder_t",
+                       resume=resume, device="cpu")
     return make
 
 
 def test_the_loss_of_a_linear_critic_in_closed_form():
     real, made, w = torch.randn(3, 5, 1, 4, 4, 4, dtype=torch.float64)
     loss = critic_loss(lambda clips: (clips * w).flatten(1).sum(dim=1), real, made, gamma=0.3)
-    # A linear D(x) = <w, x> has the same slope w everywhere: both penalties are |w|^2.
     gap = ((real - made) * w).flatten(1).sum(dim=1)
-    # Its slope at sample i is w[i].
+    # D(x) = <w, x> has the slope w everywhere, for real clips and made ones.
     expected = torch.log1p(torch.exp(-gap)).mean() + 0.3 * w.square().flatten(1).sum(dim=1).mean()
     assert torch.allclose(loss, expected, rtol=1e-12)
     same = torch.randn(7)
@@ -39,7 +39,8 @@ def test_the_loss_of_a_linear_critic_in_closed_form():
 
 def test_noise_has_the_deviation_of_its_level():
     clips, level = torch.zeros(3, 1, 16, 32, 32), torch.tensor([0.1, 0.4, 0.7])
-    assert torch.allclose(noised(clips, torch.randn_like(clips), level).flatten(1).std(dim=1), level, rtol=0.03)
+    deviation = noised(clips, torch.randn_like(clips), level).flatten(1).std(dim=1)
+    assert torch.allclose(deviation, level, rtol=0.03)
 
 
 @pytest.mark.parametrize("channels, shape", [(1, (16, 32, 32)), (3, (8, 16, 16)), (1, (4, 8, 8))])
@@ -121,6 +122,12 @@ def test_a_resumed_contest_ends_like_an_uninterrupted_one(student):
     (one, _), (two, _) = (load_checkpoint(it.run) for it in (whole, again))
     assert any(key.startswith("critic.") for key in one) and one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights, tmp_path):
+    with pytest.raises(MavliteError, match="--init-from"):
+        Trainer(smoke_config("decoder_t", AGAINST), tmp_path / "run", weights=smoke_weights, device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("stage, overrides, said", [
