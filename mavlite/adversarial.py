@@ -32,16 +32,21 @@ class Contest:
         self.optimizer = torch.optim.AdamW(self.critic.parameters(), own.critic_lr, betas=(0.0, 0.99),
                                            weight_decay=0.0)
 
-    def loss(self, network, x_0, draws, conditions):
+    def loss(self, network, x_0, draws, conditions, hidden=None):
         """weight softplus(D(real) - D(made)) + reward (1 - cosine(C_y(made), y_e)).
 
-        x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition. The critic's own
-        gradients come by the way, for `step`.
+        x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition. hidden (b, 1, f, 1,
+        1): 0 where a frame is known, and is the truth in every step of the walk. The critic's own gradients
+        come by the way, for `step`.
         """
-        own, steps = self.config.adversarial, self.config.sample.steps
+        own, walk = self.config.adversarial, self.config.walk
         noise, level = draws.normal(*x_0.shape[1:]), NOISE[0] + (NOISE[1] - NOISE[0]) * draws.uniform()
-        made, _ = own_walk(self.diffusion, make_denoiser(self.diffusion, network, conditions), noise, steps,
-                           steps)
+        alone = make_denoiser(self.diffusion, network, conditions)
+
+        def denoise(x_t, t):
+            made = alone(x_t, t)
+            return made if hidden is None else torch.where(hidden > 0, made, x_0)
+        made, _ = own_walk(self.diffusion, denoise, noise, walk.steps, walk.steps)
 
         def judge(clips):
             return self.critic(clips, conditions["image_embeds"], conditions["fps"][:, None])

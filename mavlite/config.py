@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from mavlite.checked import fill, require, shown, stays_inside, within
 from mavlite.errors import MavliteError
 from mavlite.plain_yaml import merge, parse_overrides, read_yaml
+from mavlite.student_config import AdversarialConfig, DistillConfig, require_teachable
 
 STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h",
                "judge", "tracker", "video_features")
@@ -274,36 +275,6 @@ class ExtrapolateConfig(SampleConfig):
     section = "extrapolate"
 
 
-@dataclass
-class DistillConfig:
-    """Progressive distillation: set `teacher`, and sample.steps to what the student shall need."""
-    teacher: str | None = None               # folder of weights folders; the student starts as a copy
-    guidance_scale: float = 1.0              # of the teacher; the student needs none
-    own_walk: bool = False                   # x_t of the student's own steps instead of noised data
-    reward: float = 0.0                      # weight of 1 - cosine(C_y(frame), y_e), mean over frames
-
-    def __post_init__(self):
-        within("distill", self, guidance_scale=(0, 1000), reward=(0, 1000))
-        if self.teacher is not None:
-            stays_inside("distill.teacher", self.teacher)
-        require(self.teacher is not None or not (self.own_walk or self.reward),
-                "distill: own_walk and reward are for students; set distill.teacher")
-
-
-@dataclass
-class AdversarialConfig:
-    """A student's last lesson (adversarial.py): set `weight`, and go on from a student's weights."""
-    weight: float = 0.0                      # of the critic's word; 0: there is no critic
-    reward: float = 1.0                      # as in distill
-    penalty: float = 1.0                     # gamma, of the critic's slopes
-    critic_lr: float = 3e-4                  # AdamW
-    critic_width: int = 48
-
-    def __post_init__(self):
-        within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000),
-               critic_lr=(1e-9, 1), critic_width=(1, 1024))
-
-
 def model_type(stage):
     """The dataclass of a stage's `model` section (clip's network is the shared section `clip`)."""
     return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig, "tracker": TrackerConfig,
@@ -336,6 +307,11 @@ class Config:
         """Whether this is sampled in few steps, with all guidance within."""
         return self.distill.teacher is not None or self.adversarial.weight > 0
 
+    @property
+    def walk(self):
+        """How a student samples: what a critic teaches upF is to make key frames."""
+        return self.extrapolate if self.extrapolate and self.adversarial.weight else self.sample
+
     def to_dict(self):
         return dataclasses.asdict(self)
 
@@ -356,23 +332,7 @@ class Config:
             require(sections[key] is not None or mapping.get(key) in (None, {}),
                     f"stage {stage} has no {key} section: {why}")
         config = cls(stage=stage, **filled)
-        if config.student:
-            key = "adversarial.weight" if config.adversarial.weight else "distill.teacher"
-            require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
-                    f"{key}: stage {stage} takes no denoising steps")
-            require((config.sample.sampler, config.sample.guidance_scale) == ("ddim", 1.0),
-                    f"{key}: a student samples with sample.sampler ddim and sample.guidance_scale 1")
-            require(config.diffusion.loss != "hybrid",
-                    f"{key}: a student has no use for a learned variance; set diffusion.loss to simple")
-            require(config.distill.teacher is None or not config.adversarial.weight,
-                    "adversarial.weight: takes the place of a teacher; set distill.teacher to null")
-            require(stage == "decoder_t" or not config.adversarial.weight,
-                    f"adversarial.weight: is for decoder_t, not for {stage}; set it to 0")
-            require(not config.distill.own_walk or stage != "interpolation",
-                    "distill.own_walk: interpolation is told known frames in every step of a walk; set it "
-                    "to false")
-            require(not config.distill.reward or stage in ("decoder", "decoder_t"),
-                    f"distill.reward: stage {stage} makes no frames from an embedding alone; set it to 0")
+        require_teachable(config)
         require(stage != "prior" or config.diffusion.loss != "hybrid",
                 "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
         return config

@@ -110,7 +110,8 @@ def with_default(fps, coin, data: DataConfig):
     return torch.where(coin >= 1 - data.fps_default, data.fps, fps)
 
 
-REGULAR = 0.5                                # share of windows that are given every skip-th frame
+# Shares of windows: below the first they are given every skip-th frame, above the second any two.
+REGULAR, TWO = 0.5, 0.8
 
 
 def known_frames(u, skip, num_frames):
@@ -128,7 +129,7 @@ def known_frames(u, skip, num_frames):
     mask = torch.where(kind > REGULAR, i < count, mask)
     mask = torch.where(kind > 0.6, i >= num_frames - count, mask)
     mask = torch.where(kind > 0.7, i == first, mask)
-    return torch.where(kind > 0.8, (i == first) | (i == second), mask)
+    return torch.where(kind > TWO, (i == first) | (i == second), mask)
 
 
 def degrade(low, blur, noise_level, noise):
@@ -177,13 +178,13 @@ class Objective:
         if config.adversarial.weight:
             self.contest = Contest(config, self.diffusion, clip, device, dtype)
 
-    def diffuse(self, network, x_0, draws, weight=None, **conditions):
+    def diffuse(self, network, x_0, draws, weight=None, contest=None, **conditions):
         """The diffusion loss of x_0 in [-1, 1] under conditions, or a student's loss."""
         d = self.config.diffusion
         if self.config.student:
             conditions.pop("drop", None)                     # a student has its teacher's guidance within
-        if self.contest is not None:
-            return self.contest.loss(network, x_0, draws, conditions)
+        if contest is not None:
+            return contest.loss(network, x_0, draws, conditions, weight)
         if self.lessons is not None:
             return self.lessons.loss(network, x_0, draws, conditions, weight)
         # A logit-logistic density, close to the logit-normal of Esser et al. 2024 (arXiv 2403.03206, 3.1),
@@ -278,13 +279,14 @@ class VideoDecoderObjective(Objective):
             chosen = [batch.indices[row] for row in rows]
             embeds[rows] = self.mean_embeds(self.clips.condition_clips(chosen, self.size))
         return self.diffuse(network, frames * 2 - 1, draws, image_embeds=embeds, drop=self.drop(draws),
-                            fps=fps.log())
+                            fps=fps.log(), contest=self.contest)
 
 
 class InterpolationObjective(Objective):
     """The hidden frames of a window, given the others (upF).
 
-    fps is the key-frame rate, fps * skip the window's.
+    fps is the key-frame rate, fps * skip the window's. With a critic, every other step is a contest over
+    windows that are given on one side only, where it makes up what D^t would; the others go on as they did.
     """
 
     def loss(self, network, batch, draws, progress):
@@ -292,6 +294,12 @@ class InterpolationObjective(Objective):
              enumerate(("fps", "uniform", "skip", "kind", "count", "first", "second"))}
         fps = draw_fps(u["fps"], u["uniform"] < self.data.fps_uniform, 1.0, self.data)
         fps = with_default(fps, u["uniform"], self.data)
+        contest = self.contest if batch.step % 2 else None
+        if contest is not None:
+            u["kind"] = REGULAR + (TWO - REGULAR) * u["kind"]
+        elif self.contest is not None:
+            u["kind"] = (1 - TWO + REGULAR) * u["kind"]
+            u["kind"] = torch.where(u["kind"] > REGULAR, u["kind"] + TWO - REGULAR, u["kind"])
         skip = 2 + (u["skip"] * (self.data.max_frame_skip - 1)).long()
         skip = torch.where(u["kind"] > REGULAR, 1, skip)     # extrapolation works on the key-frame grid
         frames, _ = self.clips.clips(batch.indices, fps * skip, self.data.num_frames, self.size)
@@ -299,7 +307,7 @@ class InterpolationObjective(Objective):
         known = rearrange(known, "b f -> b 1 f 1 1").to(self.dtype)
         x_0 = frames * 2 - 1
         concat = torch.cat([x_0 * known, known.expand(-1, 1, -1, *x_0.shape[-2:])], dim=1)
-        return self.diffuse(network, x_0, draws, weight=1 - known, concat=concat,
+        return self.diffuse(network, x_0, draws, weight=1 - known, contest=contest, concat=concat,
                             image_embeds=self.condition(batch.indices), drop=self.drop(draws),
                             fps=fps.log(), frame_skip=skip.to(self.dtype).log())
 

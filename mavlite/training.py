@@ -211,9 +211,10 @@ class Trainer:
         if state.get("digits") not in (None, self.objective.digits_source):
             raise MavliteError(f"{self.run}: was trained on {state['digits']} digits, and here are "
                                f"{self.objective.digits_source}; see data/README.md, or choose another --out")
-        if self.config.student and wanted["sample"]["steps"] != had["sample"]["steps"]:
-            raise MavliteError(f"{self.run}: is a student of {had['sample']['steps']} sample.steps; resume "
-                               "with as many, or choose another --out")
+        walk = self.config.walk.section
+        if self.config.student and wanted[walk]["steps"] != had[walk]["steps"]:
+            raise MavliteError(f"{self.run}: is a student of {had[walk]['steps']} {walk}.steps; resume with "
+                               "as many, or choose another --out")
         checkpoint.restore(tensors, self.run, self.network, self.ema, *self._others())
         if state["scaler"]:                                  # empty unless the run was in fp16 so far
             self.scaler.load_state_dict(state["scaler"])

@@ -19,9 +19,9 @@ AGAINST = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0",
 
 @pytest.fixture
 def student(smoke_config, smoke_weights, tmp_path):
-    def make(*overrides, run="run", resume=False):
-        config = smoke_config("decoder_t", [*AGAINST, *overrides])
-        return Trainer(config, tmp_path / run, weights=smoke_weights, init_from=smoke_weights / "decoder_t",
+    def make(*overrides, stage="decoder_t", run="run", resume=False):
+        config = smoke_config(stage, [*AGAINST, *overrides])
+        return Trainer(config, tmp_path / run, weights=smoke_weights, init_from=smoke_weights / stage,
                        resume=resume, device="cpu")
     return make
 
@@ -124,6 +124,33 @@ def test_a_resumed_contest_ends_like_an_uninterrupted_one(student):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(student, monkeypatch):
+    it = student("extrapolate.steps=2", "extrapolate.sampler=ddim", "extrapolate.guidance_scale=1.0",
+                 "train.steps=4", stage="interpolation")
+    met, walked, asked = [], [], []
+
+    def judge(critic, args):
+        met.append(args[0].detach())
+    it.contest.critic.register_forward_pre_hook(judge)
+    monkeypatch.setattr("mavlite.adversarial.noised", lambda clips, noise, level: clips)
+    compare = it.contest.loss
+
+    def loss(network, x_0, draws, conditions, hidden):
+        walked.append((it.step, x_0, hidden.bool()))
+        return compare(network, x_0, draws, conditions, hidden)
+    monkeypatch.setattr(it.contest, "loss", loss)
+    it.network.register_forward_pre_hook(lambda _, args: asked.append(args))
+    list(it.steps())
+    assert [step for step, _, _ in walked] == [1, 3]
+    assert len(asked) == 2 * 1 + 2 * 2                       # in other steps it is asked once
+    for (_, x_0, hidden), made in zip(walked, met[1::4]):    # real, made, real, made
+        assert torch.equal(torch.where(hidden, 0, made), torch.where(hidden, 0, x_0))
+        assert not torch.equal(made, x_0) and hidden.any(dim=2).all() and not hidden.all(dim=2).any()
+        given = ~hidden[:, 0, :, 0, 0]
+        first, last, count = given[:, 0], given[:, -1], given.sum(dim=1)
+        assert (first | last | (count == 1)).all() and not (first & last).any()      # on one side, or one
+
+
 def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights, tmp_path):
     with pytest.raises(MavliteError, match="--init-from"):
         Trainer(smoke_config("decoder_t", AGAINST), tmp_path / "run", weights=smoke_weights, device="cpu")
@@ -131,7 +158,8 @@ def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights
 
 
 @pytest.mark.parametrize("stage, overrides, said", [
-    ("decoder", [], "is for decoder_t"), ("interpolation", [], "is for decoder_t"),
+    ("decoder", [], "is for key frames"), ("sr_l_t", [], "is for key frames"),
+    ("interpolation", ["extrapolate.guidance_scale=2.0"], "extrapolate.guidance_scale"),
     ("decoder_t", ["distill.teacher=anywhere"], "set distill.teacher to null"),
     ("decoder_t", ["sample.guidance_scale=3.0"], "adversarial.weight.*guidance_scale"),
     ("decoder_t", ["adversarial.critic_lr=0.0"], "adversarial.critic_lr")])

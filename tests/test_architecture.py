@@ -34,6 +34,7 @@ LEVELS = [
     {"training_log"},
     {"hub"},
     {"checkpoint", "video", "config", "device", "curves", "finite", "inputs"},
+    {"student_config"},
     {"plain_yaml", "checked"},
     {"errors"},
 ]

@@ -1,0 +1,58 @@
+"""What is configured of a student: its teacher, or its critic."""
+
+from dataclasses import dataclass
+
+from mavlite.checked import require, stays_inside, within
+
+
+@dataclass
+class DistillConfig:
+    """Progressive distillation: set `teacher`, and sample.steps to what the student shall need."""
+    teacher: str | None = None               # folder of weights folders; the student starts as a copy
+    guidance_scale: float = 1.0              # of the teacher; the student needs none
+    own_walk: bool = False                   # x_t of the student's own steps instead of noised data
+    reward: float = 0.0                      # weight of 1 - cosine(C_y(frame), y_e), mean over frames
+
+    def __post_init__(self):
+        within("distill", self, guidance_scale=(0, 1000), reward=(0, 1000))
+        if self.teacher is not None:
+            stays_inside("distill.teacher", self.teacher)
+        require(self.teacher is not None or not (self.own_walk or self.reward),
+                "distill: own_walk and reward are for students; set distill.teacher")
+
+
+@dataclass
+class AdversarialConfig:
+    """A student's last lesson (adversarial.py): set `weight`, and go on from a student's weights."""
+    weight: float = 0.0                      # of the critic's word; 0: there is no critic
+    reward: float = 1.0                      # as in distill
+    penalty: float = 1.0                     # gamma, of the critic's slopes
+    critic_lr: float = 3e-4                  # AdamW
+    critic_width: int = 48
+
+    def __post_init__(self):
+        within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000),
+               critic_lr=(1e-9, 1), critic_width=(1, 1024))
+
+
+def require_teachable(config):
+    """Refuse a student (`Config.student`) whose stage or settings its teacher or critic has no use for."""
+    if not config.student:
+        return
+    stage, walk = config.stage, config.walk
+    contest = config.adversarial.weight > 0
+    key = "adversarial.weight" if contest else "distill.teacher"
+    require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
+            f"{key}: stage {stage} takes no denoising steps")
+    require((walk.sampler, walk.guidance_scale) == ("ddim", 1.0),
+            f"{key}: a student samples with {walk.section}.sampler ddim and {walk.section}.guidance_scale 1")
+    require(config.diffusion.loss != "hybrid",
+            f"{key}: a student has no use for a learned variance; set diffusion.loss to simple")
+    require(not contest or config.distill.teacher is None,
+            "adversarial.weight: takes the place of a teacher; set distill.teacher to null")
+    require(not contest or stage in ("decoder_t", "interpolation"),
+            f"adversarial.weight: is for key frames, which {stage} does not make; set it to 0")
+    require(not config.distill.own_walk or stage != "interpolation",
+            "distill.own_walk: interpolation is told known frames in every step of a walk; set it to false")
+    require(not config.distill.reward or stage in ("decoder", "decoder_t"),
+            f"distill.reward: stage {stage} makes no frames from an embedding alone; set it to 0")
