@@ -62,9 +62,10 @@ class Contest:
         return own.weight * word + own.reward * unlike
 
     def step(self):
-        """The critic's own step, after the generator's gradients were taken."""
+        """The critic's own step, after the generator's gradients were taken, if there was a contest."""
+        learned = [p for p in self.critic.parameters() if p.grad is not None]
         if dist.is_initialized():                            # each rank has seen its own share
-            for p in self.critic.parameters():
+            for p in learned:
                 dist.all_reduce(p.grad)
                 p.grad /= dist.get_world_size()
         self.optimizer.step()

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # Each rank of two takes its share in so many micro-batches; one process takes the whole batch at once.
 CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2), ("interpolation", "adamw", 2),
-         ("decoder_t", "muon", 2, "rewarded"), ("decoder_t", "muon", 2, "adversarial")]
+         ("decoder_t", "muon", 2, "rewarded"), ("decoder_t", "muon", 2, "adversarial"),
+         ("interpolation", "muon", 1, "adversarial", "extrapolating")]
 STUDENT = ["sample.sampler=ddim", "sample.steps=2", "sample.guidance_scale=1.0"]
 
 
@@ -36,12 +37,13 @@ def train_all(weights, folder, whole=False):
         stage, optimizer, accumulate, *lesson = case
         lessons = {"rewarded": [*STUDENT, f"distill.teacher={weights}", "distill.own_walk=true",
                                 "distill.reward=0.5", "distill.guidance_scale=2.0"],
-                   "adversarial": [*STUDENT, "adversarial.weight=1.0", "adversarial.critic_width=4"]}
+                   "adversarial": [*STUDENT, "adversarial.weight=1.0", "adversarial.critic_width=4"],
+                   "extrapolating": [f"extrapolate{setting[6:]}" for setting in STUDENT]}
         config = load_config(SMOKE, stage, [
             "train.steps=3", "train.precision=fp64", f"train.optimizer={optimizer}",
             f"train.accumulate={1 if whole else accumulate}",
             *(override for name in lesson for override in lessons[name])])
-        init_from = weights / stage if lesson == ["adversarial"] else None
+        init_from = weights / stage if "adversarial" in lesson else None
         trainer = Trainer(config, folder / name(case), weights=weights, init_from=init_from, device="cpu")
         for _ in trainer.steps():
             pass
