@@ -16,7 +16,7 @@ from torch import nn
 
 from mavlite.diffusion import expand_to
 
-NOISE = (0.05, 0.5)                          # deviations of the noise under which clips are compared
+NOISE = (0.1, 0.7)                           # deviations of the noise under which clips are compared
 
 
 class Critic(nn.Module):
