@@ -1,4 +1,4 @@
-"""Several candidates of every video, of which C keeps one half way.
+"""Several candidates of every video, of which C keeps one half way, or at the end of a short walk.
 
 A sampler knows early what it is going to make: about half way from t = 1, x_0 already shows which digits
 there will be. So all candidates walk that far, and the closest to what was asked for walks on alone. (DALL-E
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from mavlite.device import full_precision
+
+FEW = 4                                      # steps of a walk after which it is too late to save any
 
 
 def closeness(clip, candidates, image_embeds):
@@ -41,8 +43,11 @@ def closest_candidates(clip, candidates, image_embeds):
 def half_way(times):
     """After how many of a walk's evaluations, at these times, the choice is made: the first at t <= 0.6.
 
-    x_0 at t = 0.75, which a student of four steps gives before that, does not show enough.
+    Of a walk of few steps all are made: they are soon over, and what a critic has taught a student is how a
+    clip ends, not what x_0 looks like on the way (docs/candidates.md).
     """
+    if len(times) <= FEW:
+        return len(times)
     return next((i + 1 for i, t in enumerate(times) if t <= 0.6 + 1e-9), len(times))
 
 

@@ -47,7 +47,7 @@ def run(network, config, draw_noise, conditions, *, settings=None, clip=1.0, sta
 
     settings: a SampleConfig, else the stage's own. start: data to begin from instead of pure noise, noised
     to that time of the walk which is nearest to `strength`, in (0, 1]. choose: x_0 (b n, ...) of all
-    candidates -> the rows (b,) that go on from half way, and are returned. away_from: what guidance leads
+    candidates -> the rows (b,) that go on from `half_way`, and are returned. away_from: what guidance leads
     away from, see `make_denoiser`. correct: (x_0, conditions) -> x_0, what is known better than the network
     does, in every step.
     """

@@ -81,9 +81,9 @@ class MakeAVideo:
                 image embedding or a prompt), or a dict stage -> value; "extrapolate" stands for upF where
                 it makes key frames, as D^t does.
             seed, index: video i of the batch draws from (seed, index + i).
-            candidates: how often the key frames (or the one frame) of a video are drawn; half way C keeps
-                what is closest to the embedding. 8 by default, 32 of one frame; 1 draws once, in less time.
-                Frames between two given ones are drawn once.
+            candidates: how often the key frames (or the one frame) of a video are drawn; half way, or at the
+                end of four steps or fewer, C keeps what is closest to the embedding. 8 by default, 32 of one
+                frame; 1 draws once, in less time. Frames between two given ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.

@@ -189,16 +189,23 @@ def test_guidance_doubles_the_batch_of_conditional_stages_only(pipe, batches):
 def test_key_frames_are_guided_away_from_single_frames_of_d(pipe, batches):
     n = CANDIDATES
     pipe(PROMPTS[0], guidance_scale=1, steps=4)
-    assert batches["decoder"] == [] and batches["decoder_t"] == [n, n, n, 1]         # half way one
+    assert batches["decoder"] == [] and batches["decoder_t"] == [n, n, n, n]
     pipe(PROMPTS[0], guidance_scale={"decoder_t": 3}, steps=4)
-    assert batches["decoder"] == [n * 8, n * 8, n * 8, 8] and batches["decoder_t"][4:] == [n, n, n, 1]
+    assert batches["decoder"] == [n * 8] * 4 and batches["decoder_t"][4:] == [n] * 4
+    batches["decoder_t"].clear()
+    pipe(PROMPTS[0], guidance_scale=1, steps=5)
+    assert batches["decoder_t"] == [n, n, n, 1, 1]             # half way one
 
 
-@pytest.mark.parametrize("steps, after", [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (8, 5), (12, 6), (16, 8)])
+@pytest.mark.parametrize("steps, after", [(5, 3), (8, 5), (12, 6), (16, 8)])
 def test_the_choice_is_made_with_the_first_x_0_at_a_time_of_0_6_or_less(steps, after):
     assert half_way(time_steps(steps)[:-1]) == after
-    assert 1 - (after - 1) / steps <= 0.6 + 1e-9 or after == steps == 1
-    assert after == 1 or 1 - (after - 2) / steps > 0.6
+    assert 1 - (after - 1) / steps <= 0.6 + 1e-9 and 1 - (after - 2) / steps > 0.6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_of_few_steps_all_are_made_before_the_choice(steps):
+    assert half_way(time_steps(steps)[:-1]) == steps
 
 
 @pytest.mark.parametrize("stage, output", [("prior", "image_embeds"), ("decoder_t", "decoder_t")])
