@@ -100,7 +100,7 @@ def main():
     counts = [2**i for i in range(args.candidates.bit_length()) if 2**i < args.candidates]
     for count in [*counts, args.candidates]:
         steps = {half} if count == 1 else {
-            max(1, settings.steps // 4), settings.steps // 2, half, settings.steps}
+            half, *(max(1, quarters * settings.steps // 4) for quarters in (1, 2, 3, 4))}
         for after in sorted(steps):
             rows.append([count, "" if count == 1 else after,
                          *(f"{chosen(close[:, :, after - 1], x, count):.1%}" for x in (right, frames)),

@@ -12,7 +12,7 @@ from einops import rearrange
 
 from mavlite.device import full_precision
 
-FEW = 4                                      # steps of a walk after which it is too late to save any
+FEW = 4                                      # steps of a walk that all candidates finish
 
 
 def closeness(clip, candidates, image_embeds):

@@ -133,11 +133,11 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
         met.append(args[0].detach())
     it.contest.critic.register_forward_pre_hook(judge)
     monkeypatch.setattr("mavlite.adversarial.noised", lambda clips, noise, level: clips)
-    compare = it.contest.loss
+    as_it_is = it.contest.loss
 
     def loss(network, x_0, draws, conditions, hidden):
         walked.append((it.step, x_0, hidden.bool()))
-        return compare(network, x_0, draws, conditions, hidden)
+        return as_it_is(network, x_0, draws, conditions, hidden)
     monkeypatch.setattr(it.contest, "loss", loss)
     it.network.register_forward_pre_hook(lambda _, args: asked.append(args))
     list(it.steps())
