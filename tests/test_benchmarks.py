@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, SMOKE
 
-from benchmarks import candidates, cost, curve, guidance, peers, steps, timing, training
+from benchmarks import candidates, cost, critic, curve, guidance, peers, steps, timing, training
 from benchmarks.command import table
 from mavlite.candidates import half_way
 from mavlite.config import SampleConfig
@@ -158,6 +158,23 @@ def test_a_choice_among_fewer_is_the_mean_over_all_ways_to_pick_them():
     assert [candidates.chosen(close, right, count) for count in (1, 2, 4)] == [0.25, 0.5, 1.0]
     both = torch.stack([close[0], -close[0]]), right.repeat(2, 1)
     assert candidates.chosen(*both, 4) == 0.5                # the second video's first is its worst
+
+
+def test_a_critic_is_asked_about_pairs_that_it_never_met(smoke_weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(critic, "HELD_OUT", 8)
+    met, asked = [], []
+    as_it_is = critic.learn, critic.told_apart
+    monkeypatch.setattr(critic, "learn", lambda known, *rest: (met.append(known[0]),
+                                                               as_it_is[0](known, *rest))[1])
+    monkeypatch.setattr(critic, "told_apart", lambda network, pairs, level: (
+        asked.append(pairs[0]), as_it_is[1](network, pairs, level))[1])
+    out = tmp_path / "critic.md"
+    monkeypatch.setattr(sys, "argv", ["critic", "--weights", str(smoke_weights), "--batches", "1", "2",
+                                      "--out", str(out)])
+    critic.main()
+    assert len(out.read_text().split("\n\n")[1].splitlines()) == 2 + 2 * len(critic.ROWS)
+    assert {len(known) for known in met} == {8, 16} and len(asked) == 2 * len(met)
+    assert not any(torch.equal(a, b) for a in torch.cat(met) for b in asked[0])
 
 
 def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_path):
