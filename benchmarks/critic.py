@@ -100,8 +100,8 @@ def main():
                          *(f"{told_apart(critic, [tensor[:HELD_OUT] for tensor in made], level):.0%}"
                            for level in NOISE), f"{seconds:.3f}"])
     write(f"A critic against D^t as it is, `{command_line()}`: {machine(pipe.device, pipe.precision)}. Told "
-          f"apart is a pair whose real clip has the higher score, of {HELD_OUT} pairs that the critic has not "
-          f"met, under noise of deviation {NOISE[0]:g} and {NOISE[1]:g}; 50 % is guessing.\n\n"
+          f"apart is a pair whose real clip has the higher score, of {HELD_OUT} pairs that the critic has "
+          f"not met, under noise of deviation {NOISE[0]:g} and {NOISE[1]:g}; 50 % is guessing.\n\n"
           + table(["batches it learns on", "steps for each batch", "clips met of each kind",
                    "told apart, little noise", "much noise", "s a step"], rows), args.out)
 
