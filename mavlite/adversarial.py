@@ -40,7 +40,8 @@ class Past(nn.Module):
         """Keep rows (b, ...) of each, in place of the oldest."""
         at = (self.seen + torch.arange(len(tensors[0]), device=self.seen.device)) % self.count
         for i, tensor in enumerate(tensors):
-            getattr(self, f"tensor_{i}")[at] = tensor
+            held = getattr(self, f"tensor_{i}")
+            held[at] = tensor.to(held.dtype)
         self.seen += len(at)
 
     def draw(self, u):
