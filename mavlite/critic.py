@@ -6,8 +6,8 @@ made clip under the same condition:
     L(critic)    = softplus(D(made) - D(real)) + gamma / 2 (|dD/dreal|^2 + |dD/dmade|^2)
     L(generator) = softplus(D(real) - D(made))
 
-Both only compare: no clip is real by itself, and the two of a pair need not belong together. The two
-penalties (R1 and R2) keep D flat where it has nothing to say, and let the two networks come to rest.
+Both only compare: no clip is real by itself. The two penalties (R1 and R2) keep D flat where it has nothing
+to say, and let the two networks come to rest.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from mavlite.diffusion import expand_to
 
-NOISE = (0.05, 0.5)                          # deviations of the noise under which clips are compared
+NOISE = (0.1, 0.7)                           # deviations of the noise under which clips are compared
 
 
 class Critic(nn.Module):
@@ -58,15 +58,11 @@ def compare(better, worse):
 
 
 def critic_loss(critic, real, made, gamma):
-    """What the critic learns from tuples (clips (b, ...), *conditions) of both kinds.
-
-    critic: clips, *conditions -> scores (b,).
-    """
-    scores, penalty = [], 0
-    for clips, *conditions in (real, made):
-        clips = clips.detach().requires_grad_()
-        score = critic(clips, *conditions)
+    """What the critic learns from clips (b, ...) of both kinds. critic: clips -> scores (b,)."""
+    real, made = (clips.detach().requires_grad_() for clips in (real, made))
+    scores = critic(real), critic(made)
+    penalty = 0
+    for score, clips in zip(scores, (real, made)):
         slope, = torch.autograd.grad(score.sum(), clips, create_graph=True)
         penalty = penalty + slope.square().flatten(1).sum(dim=1).mean()
-        scores.append(score)
     return compare(*scores) + gamma / 2 * penalty

@@ -27,13 +27,12 @@ class AdversarialConfig:
     weight: float = 0.0                      # of the critic's word; 0: there is no critic
     reward: float = 1.0                      # as in distill
     penalty: float = 1.0                     # gamma, of the critic's slopes
-    critic_lr: float = 1e-3                  # AdamW
-    critic_steps: int = 6                    # for each of the student's
-    critic_width: int = 28
+    critic_lr: float = 3e-4                  # AdamW
+    critic_width: int = 48
 
     def __post_init__(self):
         within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000),
-               critic_lr=(1e-9, 1), critic_steps=(1, 1000), critic_width=(1, 1024))
+               critic_lr=(1e-9, 1), critic_width=(1, 1024))
 
 
 def require_teachable(config):

@@ -22,12 +22,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mavlite import checkpoint
-from mavlite.batch import Batch, Draws
 from mavlite.config import Config, UNetConfig
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
 from mavlite.errors import MavliteError
 from mavlite.finite import first_not_finite
-from mavlite.objectives import OBJECTIVES, frames_per_sample
+from mavlite.objectives import OBJECTIVES, Batch, Draws, frames_per_sample
 from mavlite.optim import build_optimizers, rate
 from mavlite.stages import STAGES, build_network, load_clip, load_network
 from mavlite.training_log import Log, commit, hardware
@@ -224,10 +223,10 @@ class Trainer:
         self.skipped = state.get("skipped", 0)
 
     def _others(self):
-        """What a checkpoint holds beside the network and its averages: all optimizers, the critic's state."""
+        """What a checkpoint holds beside the network and its averages: all optimizers, and the critic."""
         if self.contest is None:
             return self.optimizers, None
-        return [*self.optimizers, self.contest.optimizer], self.contest.state
+        return [*self.optimizers, self.contest.optimizer], self.contest.critic
 
     def save(self):
         """Checkpoint now (rank 0)."""

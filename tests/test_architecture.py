@@ -28,7 +28,7 @@ LEVELS = [
     {"prior", "unet", "clip"},
     {"guidance"},
     {"sampling", "losses", "critic", "candidates", "flat_memory"},
-    {"layers", "diffusion", "optim", "batch"},
+    {"layers", "diffusion", "optim"},
     {"moving_mnist"},
     {"digits", "prompts"},
     {"training_log"},

@@ -172,7 +172,7 @@ def test_a_critic_is_asked_about_pairs_that_it_never_met(smoke_weights, monkeypa
     monkeypatch.setattr(sys, "argv", ["critic", "--weights", str(smoke_weights), "--batches", "1", "2",
                                       "--out", str(out)])
     critic.main()
-    assert len(out.read_text().split("\n\n")[1].splitlines()) == 2 + 2 * len(critic.ROWS)
+    assert len(out.read_text().split("\n\n")[1].splitlines()) == 2 + 2 * len(critic.STEPS)
     assert {len(known) for known in met} == {8, 16} and len(asked) == 2 * len(met)
     assert not any(torch.equal(a, b) for a in torch.cat(met) for b in asked[0])
 
