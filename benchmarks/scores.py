@@ -57,14 +57,10 @@ SHOWN = {                                    # (section, score, unit): what is a
 
 
 def row_of(row, aim, undistilled):
-    """A row of the report as cells of a table, with the same row of the undistilled cascade's, or None.
-
-    Of as many clips, or it would be no comparison.
-    """
+    """A row of the report as cells of a table, with the same row of the undistilled cascade's, or None."""
     def cell(value):
         return "" if value is None else f"{value:.3f}"
     between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
-    undistilled = undistilled if undistilled and undistilled["n"] == row["n"] else None
     wanted = ""
     if aim is not None:
         sign, bound = aim(row)
@@ -78,7 +74,9 @@ def row_of(row, aim, undistilled):
 def insert(text, report, undistilled):
     """The text with the table of two reports (dicts, as in report.json) between the marks.
 
-    Raises ValueError when the marks are not there. A score that the report does not have has no row.
+    Reports of other sizes are no comparison, and the column stays empty; rows may count another n, as motion
+    is measured where digits are apart. Raises ValueError when the marks are not there. A score that the
+    report does not have has no row.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -86,6 +84,8 @@ def insert(text, report, undistilled):
         raise ValueError(f"the text has no {BEGIN.strip()} ... {END}")
     rows, others = ({(row["section"], row["score"], row["unit"]): row for row in one["scores"]}
                     for one in (report, undistilled))
+    if undistilled["sizes"] != report["sizes"]:
+        others = {}
     header = ["part", "score", "value", "95 % interval", "undistilled", "ceiling", "floor", "n", "unit",
               "aim"]
     shown = table(header, [row_of(rows[key], aim, others.get(key))

@@ -28,6 +28,15 @@ def test_a_score_stands_beside_the_undistilled_cascade_s():
     assert line.split(" | ")[4] == f"{row['value']:.3f}"
 
 
+def test_motion_is_compared_too_though_it_counts_other_clips_but_not_reports_of_other_sizes():
+    row = next(row for row in UNDISTILLED["scores"] if row["score"] == "speed error at 6 fps")
+    fewer = UNDISTILLED | {"sizes": UNDISTILLED["sizes"] | {"videos": 55}}
+    for other, wanted in ((UNDISTILLED, f"{row['value']:.3f}"), (fewer, "")):
+        line, = (line for line in insert(BEGIN + END, REPORT, other).splitlines()
+                 if "speed error at 6 fps" in line)
+        assert line.split(" | ")[4] == wanted
+
+
 def test_only_what_is_between_the_marks_changes():
     text = insert(f"a\n{BEGIN}old\n{END}\nb\n", REPORT, UNDISTILLED)
     assert text.startswith(f"a\n{BEGIN}| part") and text.endswith(f"{END}\nb\n") and "old" not in text
