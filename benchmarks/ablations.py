@@ -16,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.command import command_line
+from mavlite.batch import Batch, Draws
 from mavlite.checkpoint import SHIPPED
 from mavlite.config import load_config
 from mavlite.device import autocast, keep_freed_memory
-from mavlite.objectives import OBJECTIVES, Batch, Draws
+from mavlite.objectives import OBJECTIVES
 from mavlite.training import Trainer
 
 # (what is compared, stage, overrides); the first row of each stage is the recipe itself.

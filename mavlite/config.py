@@ -13,7 +13,7 @@ from mavlite.plain_yaml import merge, parse_overrides, read_yaml
 from mavlite.student_config import AdversarialConfig, DistillConfig, require_teachable
 
 STAGE_NAMES = ("clip", "prior", "decoder", "decoder_t", "interpolation", "sr_l", "sr_l_t", "sr_h",
-               "judge", "tracker", "video_features")
+               "judge", "tracker", "video_features", "critic")
 
 
 @dataclass
@@ -176,6 +176,15 @@ class VideoFeaturesConfig:
 
 
 @dataclass
+class CriticConfig:
+    width: int = 32
+
+    def __post_init__(self):
+        within("model", self, width=(8, 1024))
+        require(self.width % 8 == 0, f"model.width: {self.width} is no multiple of 8, a critic's groups")
+
+
+@dataclass
 class DiffusionConfig:
     prediction_type: str = "v_prediction"
     loss: str = "simple"                     # simple, min_snr, hybrid (learned variance)
@@ -278,7 +287,7 @@ class ExtrapolateConfig(SampleConfig):
 def model_type(stage):
     """The dataclass of a stage's `model` section (clip's network is the shared section `clip`)."""
     return {"clip": None, "prior": PriorConfig, "judge": JudgeConfig, "tracker": TrackerConfig,
-            "video_features": VideoFeaturesConfig}.get(stage, UNetConfig)
+            "video_features": VideoFeaturesConfig, "critic": CriticConfig}.get(stage, UNetConfig)
 
 
 def section_types(stage):
@@ -294,7 +303,7 @@ class Config:
     stage: str
     data: DataConfig
     clip: ClipConfig
-    model: UNetConfig | PriorConfig | JudgeConfig | TrackerConfig | VideoFeaturesConfig | None
+    model: UNetConfig | PriorConfig | JudgeConfig | TrackerConfig | VideoFeaturesConfig | CriticConfig | None
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
@@ -305,12 +314,12 @@ class Config:
     @property
     def student(self):
         """Whether this is sampled in few steps, with all guidance within."""
-        return self.distill.teacher is not None or self.adversarial.weight > 0
+        return self.distill.teacher is not None or self.adversarial.critic is not None
 
     @property
     def walk(self):
         """How a student samples: what a critic teaches upF is to make key frames."""
-        return self.extrapolate if self.extrapolate and self.adversarial.weight else self.sample
+        return self.extrapolate if self.extrapolate and self.adversarial.critic else self.sample
 
     def to_dict(self):
         return dataclasses.asdict(self)

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavlite.errors import MavliteError
-from mavlite.stages import MEASURING, STAGES, available, load_clip, load_network, read_config
+from mavlite.stages import CASCADE, MEASURING, STAGES, available, load_clip, load_network, read_config
 
 
 @torch.no_grad()
@@ -21,6 +21,8 @@ def flops_per_frame(stage, network, config):
             network(torch.zeros(1, data.channels, 64, 64))
         elif stage in MEASURING:
             network(torch.zeros(1, data.channels, frames, 64, 64))
+        elif stage == "critic":
+            network(torch.zeros(1, data.channels, frames, size, size), one)
         elif stage == "prior":
             tokens = torch.zeros(1, network.context_length, network.token_dim)
             network(torch.zeros(1, network.embed_dim), one, tokens=tokens,
@@ -48,7 +50,7 @@ def print_info(weights):
         config = read_config(weights, stage)
         clip = load_clip(weights, config) if STAGES[stage].uses_clip else None
         network, config, _ = load_network(weights, stage, clip)
-        p, samples = record["provenance"], stage not in ("clip", *MEASURING)
+        p, samples = record["provenance"], stage in CASCADE and stage != "clip"
         mflop = flops_per_frame(stage, network, config) / 1e6
         print(f"{stage:14s} {STAGES[stage].symbol:7s} {record['parameters']:10,d} {mflop:11.1f} "
               f"{config.sample.steps if samples else '-':>6} {config.sample.sampler if samples else '-':>8} "

@@ -2,10 +2,8 @@
 
 Who sees what is decided here. `clip`, `prior` and `judge` get text-frame pairs; every other stage of the
 cascade gets `UnlabelledClips`, which hold pixels and frame rates and nothing else. `LabelledClips` are for
-the other networks that measure.
+the other networks that measure, `FaultyClips` for the critic.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -15,10 +13,12 @@ from einops import rearrange
 from mavlite.adversarial import Contest
 from mavlite.clip import PairClipLoss
 from mavlite.config import DataConfig
+from mavlite.critic import NOISE, first_lesson
 from mavlite.device import full_precision
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
 from mavlite.distillation import Lessons
+from mavlite.faults import FaultyClips
 from mavlite.losses import diffusion_loss
 from mavlite.moving_mnist import (
     DRAW_FPS,
@@ -26,68 +26,10 @@ from mavlite.moving_mnist import (
     TextFramePairs,
     UnlabelledClips,
     box_resize,
-    hash_uniform,
 )
 from mavlite.prior import renormalise
 from mavlite.prompts import pair_index
 from mavlite.stages import STAGES
-
-
-@dataclass
-class Batch:
-    """One micro-batch of one rank. "Step k" names its own data: its sample i has index first + k size + i."""
-    step: int
-    size: int                                # the whole step's batch, all ranks and micro-batches
-    accumulate: int = 1
-    micro: int = 0
-    rank: int = 0
-    world: int = 1
-    first: int = 0                           # samples of earlier trainings, which are not shown again
-
-    @property
-    def everywhere(self):
-        """Indices of this micro-batch on all ranks."""
-        share = self.size // self.accumulate
-        start = self.first + self.step * self.size + self.micro * share
-        return range(start, start + share)
-
-    @property
-    def indices(self):
-        """Indices of this micro-batch on this rank: its slice."""
-        share = len(self.everywhere) // self.world
-        return self.everywhere[self.rank * share:(self.rank + 1) * share]
-
-
-class Draws:
-    """Training noise: a generator seeded by (seed, step), so an exact resume saves no random state.
-
-    Numbers are drawn for the whole step and sliced, so that any number of ranks and micro-batches sees the
-    same. (The rest is thrown away: next to a network's work, drawing costs nothing.)
-    """
-
-    def __init__(self, seed, batch, device, dtype=torch.float32):
-        mixed = hash_uniform(seed, torch.tensor([batch.step]), 0)
-        self.generator = torch.Generator(device=device)
-        self.generator.manual_seed(int(mixed.double() * 2**24) * 1_000_003 + batch.step)
-        self.batch, self.device, self.dtype = batch, device, dtype
-
-    def _slice(self, x):
-        start = self.batch.indices[0] - self.batch.first - self.batch.step * self.batch.size
-        return x[start:start + len(self.batch.indices)]
-
-    def normal(self, *shape):
-        return self._slice(torch.randn(self.batch.size, *shape, generator=self.generator, device=self.device,
-                                       dtype=self.dtype))
-
-    def uniform(self):
-        return self._slice(torch.rand(self.batch.size, generator=self.generator, device=self.device,
-                                      dtype=self.dtype))
-
-    def times(self):
-        """Diffusion times, stratified over the step: one in each n-th of [0, 1), which steadies the loss."""
-        n = self.batch.size
-        shift = torch.rand(1, generator=self.generator, device=self.device, dtype=self.dtype)
-        return self._slice((torch.arange(n, device=self.device, dtype=self.dtype) / n + shift) % 1)
 
 
 def draw_fps(u, use_uniform, progress, data: DataConfig):
@@ -166,6 +108,8 @@ class Objective:
                    "num_clips": config.data.num_clips}
         if self.stage.trained_on == "text-frame pairs":
             self.pairs = TextFramePairs(digits, **options)
+        elif self.stage.trained_on == "rendered faults":
+            self.clips = FaultyClips(digits.images, **options)
         elif self.stage.trained_on == "labelled clips":
             self.clips = LabelledClips(digits, **options)
         else:
@@ -175,8 +119,8 @@ class Objective:
         self.lessons = self.contest = None                   # a student's
         if config.distill.teacher is not None:
             self.lessons = Lessons(config, self.diffusion, clip, device, dtype)
-        if config.adversarial.weight:
-            self.contest = Contest(config, self.diffusion, clip, device, dtype)
+        if config.adversarial.critic is not None:
+            self.contest = Contest(config, self.diffusion, clip, self.clips, device, dtype)
 
     def diffuse(self, network, x_0, draws, weight=None, contest=None, **conditions):
         """The diffusion loss of x_0 in [-1, 1] under conditions, or a student's loss."""
@@ -372,6 +316,15 @@ class VideoFeaturesObjective(MeasuringObjective):
                 + F.mse_loss(log_fps, fps.log().to(log_fps.dtype)))
 
 
+class CriticObjective(Objective):
+    """What is at fault in clips whose faults were rendered, and where digits are."""
+
+    def loss(self, network, batch, draws, progress):
+        pair = self.clips.pairs(batch.indices, self.data.fps, self.data.num_frames, self.size)
+        level = NOISE[0] + (NOISE[1] - NOISE[0]) * draws.uniform()
+        return first_lesson(network, pair, draws.normal(*pair.frames.shape[1:]), level)
+
+
 def either_order(error, true, dim):
     """The mean over clips of the smaller of two errors: of `true` as it is, and with its digits exchanged.
 
@@ -384,7 +337,7 @@ OBJECTIVES = {"clip": ClipObjective, "prior": PriorObjective, "decoder": Decoder
               "decoder_t": VideoDecoderObjective, "interpolation": InterpolationObjective,
               "sr_l": SuperResolutionObjective, "sr_l_t": SuperResolutionObjective,
               "sr_h": SuperResolutionObjective, "judge": JudgeObjective, "tracker": TrackerObjective,
-              "video_features": VideoFeaturesObjective}
+              "video_features": VideoFeaturesObjective, "critic": CriticObjective}
 
 
 def _unwrap(network):

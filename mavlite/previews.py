@@ -4,6 +4,7 @@ from pathlib import Path
 
 import imageio.v3
 import torch
+from einops import rearrange
 
 from mavlite import cascade
 from mavlite.device import autocast
@@ -159,8 +160,20 @@ def preview_video_features(trainer):
     return _similarity(trainer.network(frames)[0].softmax(dim=-1) * 2 - 1)
 
 
+def preview_critic(trainer):
+    """Clips with rendered faults, a row each; below, a bar as bright as the probability of one, and below it
+    as bright as the truth."""
+    data, objective = trainer.config.data, trainer.objective
+    pair = objective.clips.pairs(_indices(), data.fps, data.num_frames, objective.size)
+    faults, _ = trainer.network(pair.frames * 2 - 1, pair.fps.log())
+    bars = torch.stack([faults.sigmoid(), pair.at_fault.to(faults.dtype)], dim=1)    # b 2 f
+    bars = bars[..., None].repeat_interleave(2, dim=1).expand(-1, -1, -1, objective.size)            # b 4 f w
+    bars = rearrange(bars, "b h f w -> b 1 f h w").expand(-1, data.channels, -1, -1, -1)
+    return _sheet(torch.cat([pair.frames, bars], dim=3) * 2 - 1, columns=data.num_frames)
+
+
 PREVIEWS = {"clip": preview_clip, "prior": preview_prior, "decoder": preview_decoder,
             "decoder_t": preview_decoder_t, "interpolation": preview_interpolation,
             "sr_l": preview_super_resolution, "sr_l_t": preview_super_resolution,
             "sr_h": preview_super_resolution, "judge": preview_judge, "tracker": preview_tracker,
-            "video_features": preview_video_features}
+            "video_features": preview_video_features, "critic": preview_critic}

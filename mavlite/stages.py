@@ -2,7 +2,8 @@
 
     y_t = SR_h o SR_l^t o upF o D^t o P o (x_hat, C_x(x))                                        (eq. 1)
 
-The last three are no part of the cascade: they measure it, and share nothing with it but the trainer.
+The last four are no part of the cascade. Three measure it, and share nothing with it but the trainer; the
+critic teaches D^t, and measures nothing.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from mavlite.checkpoint import SHIPPED, load_state, read_record, read_weights
 from mavlite.clip import Clip
 from mavlite.config import Config
+from mavlite.critic import Critic
 from mavlite.errors import MavliteError
 from mavlite.evaluation.judge import Judge
 from mavlite.evaluation.tracker import Tracker
@@ -23,7 +25,7 @@ from mavlite.unet import UNet
 class Stage:
     symbol: str                              # in the paper's eq. 1
     maps: str
-    trained_on: str                          # text-frame pairs, single frames, unlabelled or labelled clips
+    trained_on: str                          # text-frame pairs, single frames, some kind of clips
     starts_from: str | None = None           # the stage whose network is inflated
     uses_clip: bool = False                  # conditions on C's embeddings
     temporal: bool = False                   # sees whole clips; a U-Net then has pseudo-3D layers
@@ -49,9 +51,11 @@ STAGES = {
     "tracker": Stage("-", "clip -> centres of both digits", "labelled clips", temporal=True),
     "video_features": Stage("-", "clip -> features of its digits, rate and directions", "labelled clips",
                             temporal=True),
+    "critic": Stage("-", "clip, fps -> which frames are at fault", "rendered faults", temporal=True,
+                    scalars=("fps",)),
 }
 MEASURING = ("judge", "tracker", "video_features")
-CASCADE = tuple(name for name in STAGES if name not in MEASURING)
+CASCADE = tuple(name for name in STAGES if name not in (*MEASURING, "critic"))
 
 
 def build_network(config: Config, clip: Clip | None = None):
@@ -59,8 +63,8 @@ def build_network(config: Config, clip: Clip | None = None):
     stage, data = STAGES[config.stage], config.data
     if config.stage == "clip":
         return Clip(config.clip)
-    if config.stage in MEASURING:
-        networks = {"judge": Judge, "tracker": Tracker, "video_features": VideoFeatures}
+    if config.stage not in CASCADE:
+        networks = {"judge": Judge, "tracker": Tracker, "video_features": VideoFeatures, "critic": Critic}
         return networks[config.stage](config.model)
     if config.stage == "prior":
         return Prior(config.model, embed_dim=clip.embed_dim, token_dim=clip.token_dim,

@@ -23,16 +23,15 @@ class DistillConfig:
 
 @dataclass
 class AdversarialConfig:
-    """A student's last lesson (adversarial.py): set `weight`, and go on from a student's weights."""
-    weight: float = 0.0                      # of the critic's word; 0: there is no critic
-    reward: float = 1.0                      # as in distill
-    penalty: float = 1.0                     # gamma, of the critic's slopes
-    critic_lr: float = 3e-4                  # AdamW
-    critic_width: int = 48
+    """A student's last lesson (adversarial.py): set `critic`, and go on from a student's weights."""
+    critic: str | None = None                # folder of weights folders: its critic knows rendered faults
+    reward: float = 10.0                     # as in distill
+    critic_lr: float = 2e-4                  # AdamW
 
     def __post_init__(self):
-        within("adversarial", self, weight=(0, 1000), reward=(0, 1000), penalty=(0, 1000),
-               critic_lr=(1e-9, 1), critic_width=(1, 1024))
+        within("adversarial", self, reward=(0, 1000), critic_lr=(1e-9, 1))
+        if self.critic is not None:
+            stays_inside("adversarial.critic", self.critic)
 
 
 def require_teachable(config):
@@ -40,18 +39,18 @@ def require_teachable(config):
     if not config.student:
         return
     stage, walk = config.stage, config.walk
-    contest = config.adversarial.weight > 0
-    key = "adversarial.weight" if contest else "distill.teacher"
-    require(config.model is not None and stage not in ("judge", "tracker", "video_features"),
+    contest = config.adversarial.critic is not None
+    key = "adversarial.critic" if contest else "distill.teacher"
+    require(config.model is not None and stage not in ("judge", "tracker", "video_features", "critic"),
             f"{key}: stage {stage} takes no denoising steps")
     require((walk.sampler, walk.guidance_scale) == ("ddim", 1.0),
             f"{key}: a student samples with {walk.section}.sampler ddim and {walk.section}.guidance_scale 1")
     require(config.diffusion.loss != "hybrid",
             f"{key}: a student has no use for a learned variance; set diffusion.loss to simple")
     require(not contest or config.distill.teacher is None,
-            "adversarial.weight: takes the place of a teacher; set distill.teacher to null")
+            "adversarial.critic: takes the place of a teacher; set distill.teacher to null")
     require(not contest or stage in ("decoder_t", "interpolation"),
-            f"adversarial.weight: is for key frames, which {stage} does not make; set it to 0")
+            f"adversarial.critic: is for key frames, which {stage} does not make; set it to null")
     require(not config.distill.own_walk or stage != "interpolation",
             "distill.own_walk: interpolation is told known frames in every step of a walk; set it to false")
     require(not config.distill.reward or stage in ("decoder", "decoder_t"),

@@ -22,11 +22,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mavlite import checkpoint
+from mavlite.batch import Batch, Draws
 from mavlite.config import Config, UNetConfig
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
 from mavlite.errors import MavliteError
 from mavlite.finite import first_not_finite
-from mavlite.objectives import OBJECTIVES, Batch, Draws, frames_per_sample
+from mavlite.objectives import OBJECTIVES, frames_per_sample
 from mavlite.optim import build_optimizers, rate
 from mavlite.stages import STAGES, build_network, load_clip, load_network
 from mavlite.training_log import Log, commit, hardware
@@ -144,9 +145,9 @@ class Trainer:
             raise MavliteError(f"train.batch_size: {self.train.batch_size} does not split over {self.world} "
                                f"ranks and {self.train.accumulate} micro-batches")
         trained = init_from is not None or (resume and checkpoint.checkpoints(self.run))
-        if config.adversarial.weight and not trained:
+        if config.adversarial.critic is not None and not trained:
             raise MavliteError(f"stage {config.stage}: a critic teaches who can walk already; add "
-                               "--init-from with a student's weights, or set adversarial.weight to 0")
+                               "--init-from with a student's weights, or set adversarial.critic to null")
         self._claim_run(resume)
         self.precision = pick_precision(self.device, self.train.precision)
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
@@ -163,7 +164,9 @@ class Trainer:
             for name, p in network.named_parameters():
                 p.requires_grad_(not name.startswith("null_"))
         self.earlier = earlier_trainings(init_from, config.stage) if init_from else []
-        self.network = network.to(self.device, dtype, memory_format=torch.channels_last)
+        in_3d = any(p.ndim == 5 for p in network.parameters())         # the critic's kernels
+        self.network = network.to(self.device, dtype, memory_format=torch.channels_last_3d if in_3d
+                                  else torch.channels_last)
         self.network.train()
         self.objective = OBJECTIVES[config.stage](config, clip, self.device, dtype)
         self.parallel = torch.compile(self.network) if self.train.compile else self.network

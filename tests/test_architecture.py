@@ -28,7 +28,7 @@ LEVELS = [
     {"prior", "unet", "clip"},
     {"guidance"},
     {"sampling", "losses", "critic", "candidates", "flat_memory"},
-    {"layers", "diffusion", "optim"},
+    {"layers", "diffusion", "optim", "batch", "faults"},
     {"moving_mnist"},
     {"digits", "prompts"},
     {"training_log"},

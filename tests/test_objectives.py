@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from mavlite import objectives
+from mavlite.batch import Batch, Draws
 from mavlite.clip import Clip
 from mavlite.config import DataConfig
 from mavlite.digits import Digits, load_digits
 from mavlite.moving_mnist import box_resize
 from mavlite.objectives import (
     OBJECTIVES,
-    Batch,
-    Draws,
     degrade,
     draw_fps,
     frames_per_sample,

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mavlite import training
+from mavlite.batch import Batch, Draws
 from mavlite.checkpoint import checkpoints, load_checkpoint, read_record, read_weights, save_weights
 from mavlite.config import STAGE_NAMES, Config
 from mavlite.digits import load_digits
 from mavlite.errors import MavliteError
-from mavlite.objectives import Batch, Draws
 from mavlite.previews import PREVIEWS, save_preview
 from mavlite.reproduce import train_stage
 from mavlite.stages import STAGES

@@ -1,0 +1,152 @@
+"""Clips with a fault: what a generator gets wrong about motion, rendered, and so known to the frame.
+
+A critic that must find out by itself what is wrong with made clips finds nothing at all: two clips differ in
+their digits and ways, and a jump is a small part of that (`python -m benchmarks.critic`). So it first learns
+from pairs that differ in nothing but a fault. Real video would be cut, spliced and warped for that; here a
+simulator draws it. As everywhere, a clip is a pure function of (seed, index).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from mavlite.moving_mnist import (
+    DIGIT,
+    RANGE,
+    SPEED,
+    Trajectories,
+    UnlabelledClips,
+    box_resize,
+    draw,
+    hash_uniform,
+)
+
+# How often which fault is rendered.
+FAULTS = {
+    "none": 0.30,
+    "jump": 0.12,                            # one digit goes on elsewhere
+    "turn": 0.12,                            # ... in another direction, far from any wall
+    "identity": 0.14,                        # ... as another digit, at once or by degrees
+    "speed": 0.12,                           # one or both are too slow or too fast for the frame rate
+    "wobble": 0.08,                          # one digit trembles
+    "third": 0.08,                           # a third digit comes in for some frames
+    "vanish": 0.04,                          # one digit fades for some frames
+}
+OFTEN_AT_DEFAULT = 0.5                       # share of clips at the rate that most videos are asked for
+RATES = (2.0, 24.0)                          # key frames/s of the others: below, nothing hangs together
+
+_FIRST_DRAW = 64                             # of a clip's numbers: other uses have those below
+
+
+@dataclass
+class Faulty:
+    """Clips with a fault and the same without."""
+    frames: torch.Tensor                     # (b, c, f, s, s) in [0, 1]
+    right: torch.Tensor                      # (b, c, f, s, s) in [0, 1], equal but for the fault
+    fps: torch.Tensor                        # (b,)
+    kind: torch.Tensor                       # (b,) int64, the row of FAULTS
+    at_fault: torch.Tensor                   # (b, f) bool: between which frames it shows
+    centres: torch.Tensor                    # (b, f, 2, 2) px on the 64-px canvas, of the two digits as drawn
+
+
+def reflected(straight):
+    """Where a digit is that walls have turned back: straight ways in px, any shape -> px in [0, 36]."""
+    return RANGE - (straight.remainder(2 * RANGE) - RANGE).abs()
+
+
+class FaultyClips(UnlabelledClips):
+    """Pairs of clips, of which the first may have a fault."""
+
+    def pairs(self, indices, default_fps, num_frames, size):
+        """The `Faulty` clips of those indices, at their own rates."""
+        simulator = self.simulator
+        index = torch.as_tensor(indices, device=simulator.device, dtype=torch.int64)
+        draws = iter(range(_FIRST_DRAW, _FIRST_DRAW + 64))
+
+        def uniform(low=0.0, high=1.0, shape=(-1,)):         # one number a clip, the next one every time
+            return (low + (high - low) * hash_uniform(self.seed, index, next(draws))).view(shape)
+
+        def coin(share=0.5, shape=(-1,)):
+            return uniform(shape=shape) < share
+
+        steps = torch.tensor(list(FAULTS.values()), device=index.device).cumsum(dim=0)
+        kind = torch.bucketize(uniform(), steps, right=True).clamp(max=len(FAULTS) - 1)
+
+        def has(fault, shape=(-1, 1)):
+            return (kind == list(FAULTS).index(fault)).view(shape)
+
+        low, high = RATES
+        fps = torch.where(coin(OFTEN_AT_DEFAULT), default_fps, low * (high / low) ** uniform())
+        frame = torch.arange(num_frames, device=index.device)                        # f
+        times = frame / fps[:, None]                                                 # b f
+        first = (1 + (num_frames - 1) * uniform(shape=(-1, 1))).floor()              # b 1: the first at fault
+        turning = (first - 1) / fps[:, None]                 # s: the last moment at which all was well
+        since = frame >= first                                                       # b f
+
+        trajectories = simulator.trajectories(self.seed, index)
+        others = simulator.trajectories(self.seed + 1, index)
+        true = trajectories.positions(times)                                         # b f 2 2
+        which = coin(shape=(-1, 1, 1, 1))
+        who = torch.cat([which, ~which], dim=2)              # b 1 2 1: the digit at fault
+        four = (-1, 1, 1, 1)
+
+        # ---- where digits are
+        angle, far = uniform(0, 2 * math.pi, four), uniform(4, 24, four)
+        offset = far * torch.cat([angle.sin(), angle.cos()], dim=-1)                 # b 1 1 2, px
+        jumped = Trajectories(trajectories.images, trajectories.start + offset[:, 0],
+                              trajectories.velocity).positions(times)
+        angle = uniform(0, 2 * math.pi, four)
+        away = SPEED * torch.cat([angle.sin(), angle.cos()], dim=-1)                 # b 1 1 2, px/s
+        before, after = times.minimum(turning), (times - turning).clamp(min=0)       # b f: times = their sum
+        turned = reflected(trajectories.start[:, None]
+                           + trajectories.velocity[:, None] * before[..., None, None]
+                           + away * after[..., None, None])
+        factor = torch.where(coin(shape=(-1, 1)), uniform(0.3, 0.8, (-1, 1)), uniform(1.25, 2.0, (-1, 1)))
+        changing = torch.where(coin(shape=(-1, 1)), 0.0, turning)      # from the start, or later
+        warped = times.minimum(changing) + factor * (times - changing).clamp(min=0)
+        paced = trajectories.positions(warped)
+        trembling = self._trembling(index, num_frames, next(draws)) * uniform(2, 6, four)
+        trembling = torch.where(coin(shape=four), trembling, _smooth(trembling))
+        positions = torch.where(has("jump", four) & since[..., None, None] & who, jumped, true)
+        positions = torch.where(has("turn", four) & who, turned, positions)
+        positions = torch.where(has("speed", four) & (who | coin(shape=four)), paced, positions)
+        positions = torch.where(has("wobble", four) & who, (true + trembling).clamp(0, RANGE), positions)
+
+        # ---- what is drawn there
+        digits, strange = (simulator.images[t.images].float() / 255 for t in (trajectories, others))
+        changed = torch.where(who[:, 0, :, :, None], torch.where(has("vanish", four), 0.0, strange), digits)
+        degrees = 1 + (3 * uniform(shape=(-1, 1))).floor()   # frames over which it comes
+        ramp = ((frame - first + 1) / degrees).clamp(0, 1)                           # b f
+        span = frame < first + 2 + (6 * uniform(shape=(-1, 1))).floor()
+        passing, part = ramp * span, uniform(0.4, 1.0, (-1, 1))
+        share = torch.where(coin(0.3, (-1, 1)), passing, ramp) * has("identity")
+        share = share + passing * part * has("vanish")                               # b f
+        third = torch.stack([strange[:, 0], torch.zeros_like(strange[:, 0])], dim=1)
+
+        frames = torch.lerp(draw(digits, positions), draw(changed, positions), share[..., None, None])
+        light = passing * part * has("third")
+        frames = frames.maximum(draw(third, others.positions(times)) * light[..., None, None])
+
+        at_fault = ((has("jump") | has("turn")) & (frame >= first - 1) & (frame <= first)
+                    | has("identity") & (frame >= first - 1) & (frame <= first + 1)
+                    | has("speed") & (times > changing) | has("wobble")
+                    | (has("third") | has("vanish")) & since & span)
+        frames, right = (self._sized(clip, size) for clip in (frames, draw(digits, true)))
+        return Faulty(frames, right, fps, kind, at_fault, positions + DIGIT / 2)
+
+    def _trembling(self, index, num_frames, number):
+        """Independent numbers in [-1, 1) for each frame, digit and direction: (b, f, 2, 2)."""
+        each = index[:, None] * (4 * num_frames) + torch.arange(4 * num_frames, device=index.device)
+        return (2 * hash_uniform(self.seed, each, number) - 1).view(-1, num_frames, 2, 2)
+
+    def _sized(self, frames, size):
+        frames = box_resize(frames, size).to(self.simulator.dtype)
+        return frames[:, None].expand(-1, self.simulator.channels, -1, -1, -1)
+
+
+def _smooth(x):
+    """The mean of three neighbouring frames of (b, f, 2, 2), at about the old strength."""
+    padded = F.pad(x.flatten(2).mT, (1, 1), mode="replicate")                        # b 4 f+2
+    return 3**0.5 * F.avg_pool1d(padded, 3, 1).mT.unflatten(2, (2, 2))
