@@ -25,14 +25,14 @@ from mavlite.moving_mnist import (
 
 # How often which fault is rendered.
 FAULTS = {
-    "none": 0.30,
-    "jump": 0.12,                            # one digit goes on elsewhere
-    "turn": 0.12,                            # ... in another direction, far from any wall
-    "identity": 0.14,                        # ... as another digit, at once or by degrees
-    "speed": 0.12,                           # one or both are too slow or too fast for the frame rate
-    "wobble": 0.08,                          # one digit trembles
-    "third": 0.08,                           # a third digit comes in for some frames
-    "vanish": 0.04,                          # one digit fades for some frames
+    "none": 0.26,
+    "jump": 0.10,                            # one digit goes on elsewhere
+    "turn": 0.10,                            # ... in another direction, far from any wall
+    "identity": 0.16,                        # ... as another digit, at once or by degrees
+    "speed": 0.10,                           # one or both are too slow or too fast for the frame rate
+    "wobble": 0.06,                          # one digit trembles
+    "third": 0.14,                           # a third digit, maybe like one of the two, for a while or always
+    "vanish": 0.08,                          # one digit fades for some frames, or is not there at all
 }
 OFTEN_AT_DEFAULT = 0.5                       # share of clips at the rate that most videos are asked for
 RATES = (2.0, 24.0)                          # key frames/s of the others: below, nothing hangs together
@@ -120,10 +120,12 @@ class FaultyClips(UnlabelledClips):
         degrees = 1 + (3 * uniform(shape=(-1, 1))).floor()   # frames over which it comes
         ramp = ((frame - first + 1) / degrees).clamp(0, 1)                           # b f
         span = frame < first + 2 + (6 * uniform(shape=(-1, 1))).floor()
-        passing, part = ramp * span, uniform(0.4, 1.0, (-1, 1))
-        share = torch.where(coin(0.3, (-1, 1)), passing, ramp) * has("identity")
+        always = coin(0.4, (-1, 1))
+        passing, part = torch.where(always, 1.0, ramp * span), uniform(0.4, 1.0, (-1, 1))
+        share = torch.where(coin(0.3, (-1, 1)), ramp * span, ramp) * has("identity")
         share = share + passing * part * has("vanish")                               # b f
-        third = torch.stack([strange[:, 0], torch.zeros_like(strange[:, 0])], dim=1)
+        alike = torch.where(coin(shape=(-1, 1, 1)), digits[:, 0], strange[:, 0])
+        third = torch.stack([alike, torch.zeros_like(alike)], dim=1)                 # b 2 28 28
 
         frames = torch.lerp(draw(digits, positions), draw(changed, positions), share[..., None, None])
         light = passing * part * has("third")
@@ -132,7 +134,7 @@ class FaultyClips(UnlabelledClips):
         at_fault = ((has("jump") | has("turn")) & (frame >= first - 1) & (frame <= first)
                     | has("identity") & (frame >= first - 1) & (frame <= first + 1)
                     | has("speed") & (times > changing) | has("wobble")
-                    | (has("third") | has("vanish")) & since & span)
+                    | (has("third") | has("vanish")) & (always | since & span))
         frames, right = (self._sized(clip, size) for clip in (frames, draw(digits, true)))
         return Faulty(frames, right, fps, kind, at_fault, positions + DIGIT / 2)
 

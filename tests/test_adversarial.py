@@ -1,4 +1,4 @@
-"""A critic that compares, and a student that learns from it through its whole walk."""
+"""A critic that finds faults frame by frame, and a student that learns from it through its whole walk."""
 
 import math
 
@@ -7,34 +7,56 @@ import torch
 from torch import nn
 
 from mavlite.checkpoint import load_checkpoint
-from mavlite.critic import Critic, compare, critic_loss, noised
+from mavlite.config import CriticConfig
+from mavlite.critic import Critic, critic_loss, first_lesson, generator_loss, noised, places_loss, spots
 from mavlite.diffusion import Diffusion
+from mavlite.digits import load_digits
 from mavlite.distillation import own_walk
 from mavlite.errors import MavliteError
+from mavlite.faults import FaultyClips
 from mavlite.training import Trainer
 
-AGAINST = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0", "adversarial.weight=1.0",
-           "adversarial.critic_width=4", "train.precision=fp32"]
+WALK = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0", "train.precision=fp32"]
+
+
+def critic(width=8):
+    torch.manual_seed(0)
+    return Critic(CriticConfig(width))
 
 
 @pytest.fixture
 def student(smoke_config, smoke_weights, tmp_path):
     def make(*overrides, stage="decoder_t", run="run", resume=False):
-        config = smoke_config(stage, [*AGAINST, *overrides])
+        config = smoke_config(stage, [*WALK, f"adversarial.critic={smoke_weights}", *overrides])
         return Trainer(config, tmp_path / run, weights=smoke_weights, init_from=smoke_weights / stage,
                        resume=resume, device="cpu")
     return make
 
 
-def test_the_loss_of_a_linear_critic_in_closed_form():
-    real, made, w = torch.randn(3, 5, 1, 4, 4, 4, dtype=torch.float64)
-    loss = critic_loss(lambda clips: (clips * w).flatten(1).sum(dim=1), real, made, gamma=0.3)
-    gap = ((real - made) * w).flatten(1).sum(dim=1)
-    # D(x) = <w, x> has the slope w everywhere, for real clips and made ones.
-    expected = torch.log1p(torch.exp(-gap)).mean() + 0.3 * w.square().flatten(1).sum(dim=1).mean()
-    assert torch.allclose(loss, expected, rtol=1e-12)
-    same = torch.randn(7)
-    assert compare(same, same).item() == pytest.approx(math.log(2))
+@pytest.mark.parametrize("channels, shape", [(1, (16, 32, 32)), (3, (8, 16, 16)), (1, (4, 16, 24))])
+def test_a_critic_takes_clips_of_any_size_and_rate(channels, shape):
+    it = critic()
+    clips, log_fps = torch.randn(2, channels, *shape), torch.randn(2)
+    faults, places = it(clips, log_fps)
+    assert faults.shape == (2, shape[0]) and places.shape == (2, 3, shape[0], shape[1] // 4, shape[2] // 4)
+    assert not torch.allclose(it(clips, log_fps + 1)[0], faults)
+    flipped = it(clips.flip(2), log_fps)[0]
+    assert not torch.allclose(flipped.flip(1), faults)       # which frame comes first says something
+
+
+def test_a_critic_says_of_a_frame_what_is_near_it_in_time():
+    it = critic().double()
+    clips = torch.randn(1, 1, 40, 16, 16, dtype=torch.float64)
+    changed = clips.clone()
+    changed[:, :, 20] += 1
+    reach = 2 * 4 + 2                                        # of four residuals, and the word itself
+    for block in it.modules():                               # norms see the whole clip, if only its scale
+        if isinstance(block, nn.GroupNorm):
+            block.forward = lambda x: x
+    log_fps = torch.zeros(1, dtype=torch.float64)
+    differ = (it(clips, log_fps)[0] != it(changed, log_fps)[0])[0].nonzero()[:, 0].tolist()
+    assert differ[0] >= 20 - reach and differ[-1] <= 20 + reach
+    assert {18, 19, 20, 21, 22} <= set(differ)
 
 
 def test_noise_has_the_deviation_of_its_level():
@@ -43,35 +65,60 @@ def test_noise_has_the_deviation_of_its_level():
     assert torch.allclose(deviation, level, rtol=0.03)
 
 
-@pytest.mark.parametrize("channels, shape", [(1, (16, 32, 32)), (3, (8, 16, 16)), (1, (4, 8, 8))])
-def test_a_critic_takes_clips_of_any_size_and_both_conditions(channels, shape):
-    critic = Critic(channels, 6, 1, width=4)
-    clips, embeds, fps = torch.randn(2, channels, *shape), torch.randn(2, 6), torch.randn(2, 1)
-    scores = critic(clips, embeds, fps)
-    assert scores.shape == (2,)
-    assert not torch.allclose(critic(clips, -embeds, fps), scores)
-    assert not torch.allclose(critic(clips, embeds, -fps), scores)
-    assert not torch.allclose(critic(clips.flip(2), embeds, fps), scores)            # the order of frames
+def test_losses_in_closed_form():
+    real, made, rendered = torch.randn(3, 2, 5, dtype=torch.float64)
+    at_fault, asked = torch.tensor([[1., 0, 0, 1, 1], [0, 0, 0, 0, 0]]).double(), torch.tensor([[1.], [0]])
+    p = rendered.sigmoid()
+    told = -(at_fault * p.log() + (1 - at_fault) * (1 - p).log()).mean()
+    apart = -((1 - real.sigmoid()).log() + made.sigmoid().log() / 2)[0].sum() / 10   # the second is not asked
+    loss = critic_loss(real, made, rendered, at_fault, asked)
+    assert torch.allclose(loss, apart + told, rtol=1e-6)
+    assert torch.allclose(generator_loss(made, asked), -(1 - made.sigmoid()).log()[0].sum() / 10, rtol=1e-6)
+    nothing = torch.zeros(2, 5)
+    assert generator_loss(nothing, torch.ones(2, 5)).item() == pytest.approx(math.log(2))
 
 
-def test_a_critic_learns_to_tell_moving_from_still():
-    torch.manual_seed(0)
-    critic, embeds = Critic(1, 2, 1, width=8), torch.zeros(8, 2)
-    optimizer = torch.optim.AdamW(critic.parameters(), 1e-3, betas=(0.0, 0.99))
+def test_spots_stand_where_digits_are():
+    centres = torch.tensor([[[[20.0, 44.0], [50.0, 14.0]]]])                         # 1 1 2 2
+    near = spots(centres, 16, 16)[0, 0]
+    assert near.shape == (2, 16, 16) and near.max() <= 1
+    for spot, (y, x) in zip(near, centres[0, 0]):
+        row, column = divmod(spot.argmax().item(), 16)
+        assert abs((row + 0.5) * 4 - y) <= 2 and abs((column + 0.5) * 4 - x) <= 2
 
-    def clips(moves):
-        start = torch.randint(0, 8, (8,))
-        at = start[:, None] + torch.arange(8) * moves
-        return nn.functional.one_hot(at, 16).float()[:, None, :, None].expand(-1, -1, -1, 16, -1)
 
-    def judge(x):
-        return critic(x, embeds, embeds[:, :1])
+def test_the_right_places_and_ways_have_the_smallest_loss():
+    centres = torch.tensor([20.0, 30.0]) + torch.zeros(1, 4, 2, 2)
+    centres = centres + torch.arange(4.0)[:, None, None] * torch.tensor([[4.0, 0.0], [4.0, 0.0]])
+    places = torch.zeros(1, 3, 4, 8, 8)
+    places[:, 0] = torch.logit(spots(centres, 8, 8).amax(dim=2).clamp(1e-6, 1 - 1e-6))
+    places[:, 1] = 4 / 8                                     # four px a frame, in eighths of 64 px
+    best = places_loss(places, centres)
+    for change in ((0, 1.0), (1, 0.5), (2, -0.5)):
+        worse = places.clone()
+        worse[:, change[0]] += change[1]
+        assert places_loss(worse, centres) > best + 0.005
+    still = places.clone()
+    still[:, 1:, -1] += 9                                    # nobody knows where they go after the last frame
+    assert torch.equal(places_loss(still, centres), best)
+
+
+def test_a_first_lesson_is_learnt():
+    it, clips = critic(16), FaultyClips(load_digits("train", "glyphs").images, seed=3)
+    optimizer = torch.optim.AdamW(it.parameters(), 3e-3)
+    pair = clips.pairs(range(16), 6.0, 8, 32)                # the same few, to know them by heart
+    level = torch.full((16,), 0.1)
+    losses = []
     for _ in range(60):
-        loss = critic_loss(judge, clips(1), clips(0), gamma=0.1)
+        loss = first_lesson(it, pair, torch.randn_like(pair.frames), level)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (judge(clips(1)) > judge(clips(0))).all()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    with torch.no_grad():
+        faulty, right = (it(x * 2 - 1, pair.fps.log())[0].mean(dim=1) for x in (pair.frames, pair.right))
+    assert (faulty > right)[pair.kind > 0].float().mean() > 0.9
 
 
 def test_gradients_go_through_the_whole_walk():
@@ -90,7 +137,8 @@ def test_gradients_go_through_the_whole_walk():
 
 def test_student_and_critic_each_learn_from_their_own_loss(student):
     it = student("train.steps=3")
-    before = [p.clone() for p in it.contest.critic.parameters()]
+    learning = [p for name, p in it.contest.critic.named_parameters() if not name.startswith("places.")]
+    before = [p.clone() for p in learning]
     asked = []
     it.network.register_forward_pre_hook(lambda _, args: asked.append((args[1][0].item(),
                                                                        torch.is_grad_enabled())))
@@ -98,13 +146,13 @@ def test_student_and_critic_each_learn_from_their_own_loss(student):
         assert all(p.grad is not None for p in it.network.parameters() if p.requires_grad)
         assert all(p.grad is None and p.requires_grad for p in it.contest.critic.parameters())   # taken
     assert asked == 3 * [(1.0, True), (0.5, True)]
-    assert all(not torch.equal(p, old) for p, old in zip(it.contest.critic.parameters(), before))
+    assert all(not torch.equal(p, old) for p, old in zip(learning, before))
     assert all(p.grad is None for p in it.objective.clip.parameters())
     assert not it.network.null_embed.requires_grad
 
 
 def test_a_student_comes_closer_to_what_was_asked_for(student):
-    it = student("train.steps=30", "train.warmup_steps=5", "data.num_clips=8", "adversarial.weight=1e-6")
+    it = student("train.steps=30", "train.warmup_steps=5", "data.num_clips=8", "adversarial.reward=1000.0")
     losses = [report["loss"] for report in it.steps()]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
@@ -143,7 +191,8 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
     list(it.steps())
     assert [step for step, _, _ in walked] == [1, 3]
     assert len(asked) == 2 * 1 + 2 * 2                       # in other steps it is asked once
-    for (_, x_0, hidden), made in zip(walked, met[1::4]):    # real, made, real, made
+    for (_, x_0, hidden), seen in zip(walked, met[1::2]):    # the critic's lesson, then the student's
+        made = seen[:len(x_0)]
         assert torch.equal(torch.where(hidden, 0, made), torch.where(hidden, 0, x_0))
         assert not torch.equal(made, x_0) and hidden.any(dim=2).all() and not hidden.all(dim=2).any()
         given = ~hidden[:, 0, :, 0, 0]
@@ -152,8 +201,9 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
 
 
 def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights, tmp_path):
+    config = smoke_config("decoder_t", [*WALK, f"adversarial.critic={smoke_weights}"])
     with pytest.raises(MavliteError, match="--init-from"):
-        Trainer(smoke_config("decoder_t", AGAINST), tmp_path / "run", weights=smoke_weights, device="cpu")
+        Trainer(config, tmp_path / "run", weights=smoke_weights, device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -161,8 +211,8 @@ def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights
     ("decoder", [], "is for key frames"), ("sr_l_t", [], "is for key frames"),
     ("interpolation", ["extrapolate.guidance_scale=2.0"], "extrapolate.guidance_scale"),
     ("decoder_t", ["distill.teacher=anywhere"], "set distill.teacher to null"),
-    ("decoder_t", ["sample.guidance_scale=3.0"], "adversarial.weight.*guidance_scale"),
+    ("decoder_t", ["sample.guidance_scale=3.0"], "adversarial.critic.*guidance_scale"),
     ("decoder_t", ["adversarial.critic_lr=0.0"], "adversarial.critic_lr")])
 def test_what_no_critic_can_teach_is_refused(smoke_config, stage, overrides, said):
     with pytest.raises(MavliteError, match=said):
-        smoke_config(stage, [*AGAINST, *overrides])
+        smoke_config(stage, [*WALK, "adversarial.critic=anywhere", *overrides])

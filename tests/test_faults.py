@@ -1,0 +1,111 @@
+"""Rendered faults: each is what its name says, shows where the label says, and nothing else is changed."""
+
+import pytest
+import torch
+
+from mavlite.digits import load_digits
+from mavlite.faults import FAULTS, OFTEN_AT_DEFAULT, RATES, FaultyClips, reflected
+from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED
+
+COUNT, FRAMES, SIZE, FPS = 1200, 12, 32, 6.0
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return FaultyClips(load_digits("train", "glyphs").images, seed=11)
+
+
+@pytest.fixture(scope="module")
+def pair(clips):
+    return clips.pairs(range(COUNT), FPS, FRAMES, SIZE)
+
+
+def of(pair, fault):
+    return pair.kind == list(FAULTS).index(fault)
+
+
+def test_shapes_ranges_and_shares(pair):
+    assert pair.frames.shape == pair.right.shape == (COUNT, 1, FRAMES, SIZE, SIZE)
+    assert pair.frames.min() >= 0 and pair.frames.max() <= 1
+    assert pair.at_fault.shape == (COUNT, FRAMES) and pair.centres.shape == (COUNT, FRAMES, 2, 2)
+    assert sum(FAULTS.values()) == pytest.approx(1)
+    found = torch.bincount(pair.kind, minlength=len(FAULTS)) / COUNT
+    assert torch.allclose(found, torch.tensor(list(FAULTS.values())), atol=0.035)
+    assert (pair.fps == FPS).float().mean().item() == pytest.approx(OFTEN_AT_DEFAULT, abs=0.05)
+    assert pair.fps.min() >= RATES[0] and pair.fps.max() <= RATES[1]
+
+
+def test_a_pair_is_a_pure_function_of_seed_and_index(clips, pair):
+    again = clips.pairs([7, 700, 3], FPS, FRAMES, SIZE)
+    for name in ("frames", "right", "fps", "kind", "at_fault", "centres"):
+        assert torch.equal(getattr(again, name), getattr(pair, name)[[7, 700, 3]]), name
+
+
+def test_only_faulty_clips_differ_and_only_they_are_at_fault(pair):
+    differ = (pair.frames != pair.right).flatten(1).any(dim=1)
+    assert torch.equal(differ, ~of(pair, "none"))
+    assert torch.equal(pair.at_fault.any(dim=1), differ)
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "none"])
+def test_nothing_differs_before_a_fault_shows(pair, fault):
+    rows = of(pair, fault)
+    differ = (pair.frames != pair.right)[rows].flatten(3).any(dim=3)[:, 0]           # n f
+    first = pair.at_fault[rows].int().argmax(dim=1)                                  # n
+    before = torch.arange(FRAMES) < first[:, None]
+    assert not (differ & before).any()
+
+
+@pytest.mark.parametrize("fault", ["third", "vanish"])
+def test_a_digit_too_many_or_too_few_differs_exactly_where_it_is_said(pair, fault):
+    rows = of(pair, fault)
+    light = (pair.frames - pair.right)[rows].sum(dim=(1, 3, 4))                      # n f
+    assert not light[~pair.at_fault[rows]].any()
+    more = light[pair.at_fault[rows]]
+    # (It may hide behind the others, and fade in from nothing; but it never takes light, or never gives.)
+    assert ((more if fault == "third" else -more) >= -1e-4).all() and more.abs().mean() > 5
+
+
+def test_who_jumps_moves_more_than_speed_allows_there_and_nowhere_else(pair):
+    rows = of(pair, "jump")
+    step = pair.centres[rows].diff(dim=1).norm(dim=-1).amax(dim=2)                   # n f-1, px
+    allowed = SPEED / pair.fps[rows, None] + 1e-3
+    label = pair.at_fault[rows]
+    there = label[:, :-1] & label[:, 1:]
+    assert (step <= allowed)[~there].all()
+    assert (step > allowed)[there].float().mean() > 0.6      # some jump along their way, or back
+
+
+@pytest.mark.parametrize("fault", ["none", "turn", "identity", "third", "vanish"])
+def test_the_others_keep_their_speed(pair, fault):
+    rows = of(pair, fault)
+    step = pair.centres[rows].diff(dim=1).norm(dim=-1)                               # n f-1 2
+    assert (step <= SPEED / pair.fps[rows, None, None] + 1e-3).all()
+    assert (pair.centres >= DIGIT / 2).all() and (pair.centres <= CANVAS - DIGIT / 2).all()
+
+
+def test_the_slow_and_the_fast_are_neither_at_their_own_speed(pair):
+    rows = of(pair, "speed") & (pair.fps > 12)               # there, walls are seldom met
+    step = pair.centres[rows].diff(dim=1).norm(dim=-1) * pair.fps[rows, None, None] / SPEED          # n f-1 2
+    factor = step.median(dim=1).values                                               # n 2
+    wrong = ((factor - 1).abs() > 0.15).any(dim=1)
+    late = ~pair.at_fault[rows].sum(dim=1).gt(FRAMES // 2)   # it begins late: most steps are right
+    assert (wrong | late).float().mean() > 0.9
+    assert factor.max() < 2.01 and factor.min() > 0.1
+
+
+def test_walls_turn_a_straight_way_back():
+    straight = torch.tensor([-5.0, 0.0, 20.0, RANGE + 4.0, 2 * RANGE + 1.0])
+    assert torch.allclose(reflected(straight), torch.tensor([5.0, 0.0, 20.0, RANGE - 4.0, 1.0]))
+
+
+def test_no_wrong_clip_of_one_seed_is_a_clip_of_another(clips):
+    other = FaultyClips(clips.simulator.images, seed=12).pairs(range(4), FPS, FRAMES, SIZE)
+    mine = clips.pairs(range(4), FPS, FRAMES, SIZE)
+    assert not torch.equal(mine.frames, other.frames)
+
+
+def test_colour_is_grey_in_three_channels(clips):
+    three = FaultyClips(clips.simulator.images, seed=11, channels=3).pairs([1, 2], FPS, FRAMES, SIZE)
+    one = clips.pairs([1, 2], FPS, FRAMES, SIZE)
+    assert torch.equal(three.frames, one.frames.expand(-1, 3, -1, -1, -1))
