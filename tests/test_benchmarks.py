@@ -15,6 +15,7 @@ from mavlite.candidates import half_way
 from mavlite.config import SampleConfig
 from mavlite.device import peak_memory
 from mavlite.errors import MavliteError
+from mavlite.faults import FAULTS
 from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
@@ -160,21 +161,19 @@ def test_a_choice_among_fewer_is_the_mean_over_all_ways_to_pick_them():
     assert candidates.chosen(*both, 4) == 0.5                # the second video's first is its worst
 
 
-def test_a_critic_is_asked_about_pairs_that_it_never_met(smoke_weights, monkeypatch, tmp_path):
-    monkeypatch.setattr(critic, "HELD_OUT", 8)
-    met, asked = [], []
-    as_it_is = critic.learn, critic.told_apart
-    monkeypatch.setattr(critic, "learn", lambda known, *rest: (met.append(known[0]),
-                                                               as_it_is[0](known, *rest))[1])
-    monkeypatch.setattr(critic, "told_apart", lambda network, pairs, level: (
-        asked.append(pairs[0]), as_it_is[1](network, pairs, level))[1])
+def test_what_a_critic_finds_is_counted(smoke_weights, monkeypatch, tmp_path):
+    wrong = torch.tensor([[1.0, -1.0, 2.0], [-1.0, -1.0, -1.0]])
+    right = torch.tensor([[-1.0, -1.0, -2.0], [1.0, -3.0, -3.0]])
+    at_fault = torch.tensor([[True, True, False], [False, False, True]])
+    assert critic.cells(wrong, right, at_fault) == ["100%", "33%", "17%"]
+    assert critic.cells(wrong, wrong, at_fault)[0] == "0%"
     out = tmp_path / "critic.md"
-    monkeypatch.setattr(sys, "argv", ["critic", "--weights", str(smoke_weights), "--batches", "1", "2",
+    monkeypatch.setattr(sys, "argv", ["critic", "--weights", str(smoke_weights), "--clips", "24",
                                       "--out", str(out)])
     critic.main()
-    assert len(out.read_text().split("\n\n")[1].splitlines()) == 2 + 2 * len(critic.STEPS)
-    assert {len(known) for known in met} == {8, 16} and len(asked) == 2 * len(met)
-    assert not any(torch.equal(a, b) for a in torch.cat(met) for b in asked[0])
+    rows = [line for line in out.read_text().splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len(FAULTS) and rows[-1].startswith("| D^t's clips, beside real ones | 24 |")
+    assert 130 <= sum(int(row.split(" | ")[1]) for row in rows[:-1]) <= 230
 
 
 def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_path):
