@@ -20,7 +20,7 @@ from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, record_scores, write_file
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
-from mavlite.evaluation import applications, distances, fidelity, motion
+from mavlite.evaluation import applications, distances, faults, fidelity, motion
 from mavlite.evaluation.accuracy import accuracy_by_pair, digit_confusion, interval, score
 from mavlite.evaluation.samples import (
     RealClips,
@@ -71,9 +71,9 @@ class Evaluation:
     """Loads everything once; each method is a part of the report and returns or stores its scores."""
 
     def __init__(self, weights=None, sizes=FULL, seed=0, device=None, progress=False):
-        self.pipe = MakeAVideo.from_pretrained(weights, device=device)
+        self.weights, self.pipe = weights or SHIPPED, MakeAVideo.from_pretrained(weights, device=device)
         self.judge, self.tracker, self.features = (
-            load_network(weights or SHIPPED, stage, device=self.pipe.device)[0] for stage in MEASURING)
+            load_network(self.weights, stage, device=self.pipe.device)[0] for stage in MEASURING)
         self.sizes, self.seed, self.progress, self.data = sizes, seed, progress, self.pipe.data
         self.real = matched_clips(self.data, pairs_in_turn(sizes.videos))
         self.scores = []
@@ -182,7 +182,8 @@ class Evaluation:
         return distances.measure(self)
 
     def motion(self):
-        """Motion of D^t's key frames at several rates, beside real clips."""
+        """Motion of D^t's key frames at several rates, beside real clips; and what taught D^t motion."""
+        faults.measure(self)
         return motion.measure(self)
 
     # ------------------------------------------------------------ interpolation
