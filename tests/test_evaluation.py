@@ -175,7 +175,7 @@ def test_the_report_holds_every_part(evaluation, capsys):
     report = json.loads(json.dumps(evaluation.run()))        # plain numbers only
     # "frame rate" is there if the tracker sees straight stretches, which one of four steps need not.
     assert {row["section"] for row in report["scores"]} | {"frame rate"} == {
-        "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-KID", "MM-FVD", "MM-KVD", "motion",
+        "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-KID", "MM-FVD", "MM-KVD", "critic", "motion",
         "frames between", "super-resolution", "flicker", "animation", "interpolation", "variation",
         "frame rate", "morph", "extension", "cost"}
     for row in report["scores"]:
