@@ -63,7 +63,8 @@ class Critic(nn.Module):
         x = torch.cat([grey, rate], dim=1).contiguous(memory_format=torch.channels_last_3d)
         x = self.body(x)                                                             # b d f h/4 w/4
         over_space = torch.cat([x.mean(dim=(3, 4)), x.amax(dim=(3, 4))], dim=1)      # b 2d f
-        return self.faults(over_space)[:, 0].float(), self.places(x).float()
+        said = self.faults(over_space)[:, 0], self.places(x)
+        return tuple(y if y.dtype == torch.float64 else y.float() for y in said)     # losses in 32 bits or more
 
 
 def noised(clips, noise, level):
