@@ -35,7 +35,7 @@ class Contest:
         self.optimizer = torch.optim.AdamW(self.critic.parameters(), config.adversarial.critic_lr,
                                            betas=(0.5, 0.99), weight_decay=0.0)
         simulator = clips.simulator
-        self.faults = FaultyClips(simulator.images, clips.seed + 7, simulator.channels, dtype)
+        self.faults = FaultyClips(simulator.images, clips.seed + 50, simulator.channels, dtype)    # no stage's
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
         """generator_loss + reward (1 - cosine(C_y(made), y_e)).
