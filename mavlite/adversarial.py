@@ -34,8 +34,8 @@ class Contest:
         # Little momentum: what a generator did some steps ago, it no longer does.
         self.optimizer = torch.optim.AdamW(self.critic.parameters(), config.adversarial.critic_lr,
                                            betas=(0.5, 0.99), weight_decay=0.0)
-        simulator = clips.simulator
-        self.faults = FaultyClips(simulator.images, clips.seed + 50, simulator.channels, dtype)    # no stage's
+        simulator, seed = clips.simulator, clips.seed + 50   # of no stage
+        self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
         """generator_loss + reward (1 - cosine(C_y(made), y_e)).

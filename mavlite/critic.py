@@ -64,7 +64,7 @@ class Critic(nn.Module):
         x = self.body(x)                                                             # b d f h/4 w/4
         over_space = torch.cat([x.mean(dim=(3, 4)), x.amax(dim=(3, 4))], dim=1)      # b 2d f
         said = self.faults(over_space)[:, 0], self.places(x)
-        return tuple(y if y.dtype == torch.float64 else y.float() for y in said)     # losses in 32 bits or more
+        return tuple(y if y.dtype == torch.float64 else y.float() for y in said)     # losses want 32 bits
 
 
 def noised(clips, noise, level):

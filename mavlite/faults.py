@@ -21,6 +21,7 @@ from mavlite.moving_mnist import (
     box_resize,
     draw,
     hash_uniform,
+    reflected,
 )
 
 # How often which fault is rendered.
@@ -47,13 +48,8 @@ class Faulty:
     right: torch.Tensor                      # (b, c, f, s, s) in [0, 1], equal but for the fault
     fps: torch.Tensor                        # (b,)
     kind: torch.Tensor                       # (b,) int64, the row of FAULTS
-    at_fault: torch.Tensor                   # (b, f) bool: between which frames it shows
+    at_fault: torch.Tensor                   # (b, f) bool: the frames in which it shows
     centres: torch.Tensor                    # (b, f, 2, 2) px on the 64-px canvas, of the two digits as drawn
-
-
-def reflected(straight):
-    """Where a digit is that walls have turned back: straight ways in px, any shape -> px in [0, 36]."""
-    return RANGE - (straight.remainder(2 * RANGE) - RANGE).abs()
 
 
 class FaultyClips(UnlabelledClips):

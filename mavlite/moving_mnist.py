@@ -56,6 +56,14 @@ _FIRST, _SECOND, _START, _ANGLE, DRAW_PROMPT, DRAW_FRAME, DRAW_FPS, DRAW_MASK = 
 
 # ---------------------------------------------------------------- geometry
 
+def reflected(straight):
+    """Where a digit is that walls have turned back: straight ways in px, any shape -> px in [0, 36].
+
+    A triangle wave of period 2R unfolds all bounces at once: R - |(p mod 2R) - R|.
+    """
+    return RANGE - (straight.remainder(2 * RANGE) - RANGE).abs()
+
+
 @dataclass
 class Trajectories:
     """What a batch of clips is made of: which digit images, where they start, how they move."""
@@ -70,8 +78,7 @@ class Trajectories:
         """Corners at `times` (f,) or (b, f) seconds -> (b, f, 2, 2) px in [0, 36], exactly reflected."""
         times = times.expand(len(self.start), -1)
         straight = self.start[:, None] + self.velocity[:, None] * times[:, :, None, None]
-        # A triangle wave of period 2R unfolds all bounces at once: R - |(p mod 2R) - R|
-        return RANGE - (straight.remainder(2 * RANGE) - RANGE).abs()                 # b f 2 2
+        return reflected(straight)                                                   # b f 2 2
 
     def bounces(self, times):
         """Which digit meets a wall between consecutive frames -> bool (b, f-1, 2)."""

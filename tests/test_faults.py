@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mavlite.digits import load_digits
-from mavlite.faults import FAULTS, OFTEN_AT_DEFAULT, RATES, FaultyClips, reflected
-from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED
+from mavlite.faults import FAULTS, OFTEN_AT_DEFAULT, RATES, FaultyClips
+from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED, reflected
 
 COUNT, FRAMES, SIZE, FPS = 1200, 12, 32, 6.0
 

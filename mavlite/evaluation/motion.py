@@ -16,7 +16,7 @@ from mavlite.evaluation.accuracy import interval
 from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import decode
 from mavlite.evaluation.tracker import match, track
-from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED
+from mavlite.moving_mnist import CANVAS, DIGIT, SPEED, reflected
 from mavlite.pipeline import CANDIDATES
 
 LOW, HIGH = DIGIT / 2, CANVAS - DIGIT / 2    # px, where a centre meets a wall: 14 and 50
@@ -117,9 +117,7 @@ def reflection_error(centres, fps):
     straight = 2 * centres[:, 1:-1] - centres[:, :-2]                                # b f-2 2 2
     meets = ((straight < LOW) | (straight > HIGH)).any(dim=-1)                       # b f-2 2
     meets &= clean_steps(centres, fps)[:, :-1] & separated(centres)[:, 2:, None]
-    # The triangle wave of `Trajectories.positions`: R - |(p mod 2R) - R|
-    reflected = LOW + RANGE - ((straight - LOW).remainder(2 * RANGE) - RANGE).abs()
-    return median((centres[:, 2:] - reflected).norm(dim=-1)[meets])
+    return median((centres[:, 2:] - (LOW + reflected(straight - LOW))).norm(dim=-1)[meets])
 
 
 # ---------------------------------------------------------------- identity
