@@ -39,10 +39,13 @@ class Pairs:
 
 def rendered(clips, data, count):
     """(`Pairs` of clips with a rendered fault, which fault it is (n,))"""
-    pair = clips.pairs(range(count), data.fps, data.num_frames, data.sizes[0])
-    faulty = pair.kind > 0
-    return (Pairs(pair.frames[faulty] * 2 - 1, pair.right[faulty] * 2 - 1, pair.fps[faulty],
-                  pair.at_fault[faulty]), pair.kind[faulty])
+    parts = []
+    for start in range(0, count, BATCH):
+        pair = clips.pairs(range(start, min(start + BATCH, count)), data.fps, data.num_frames, data.sizes[0])
+        parts.append([x[pair.kind > 0] for x in (pair.frames * 2 - 1, pair.right * 2 - 1, pair.fps,
+                                                 pair.at_fault, pair.kind)])
+    *pairs, kind = (torch.cat(part) for part in zip(*parts))
+    return Pairs(*pairs), kind
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from mavlite.moving_mnist import (
     DIGIT,
@@ -26,17 +27,21 @@ from mavlite.moving_mnist import (
 
 # How often which fault is rendered.
 FAULTS = {
-    "none": 0.26,
-    "jump": 0.10,                            # one digit goes on elsewhere
-    "turn": 0.10,                            # ... in another direction, far from any wall
-    "identity": 0.16,                        # ... as another digit, at once or by degrees
-    "speed": 0.10,                           # one or both are too slow or too fast for the frame rate
-    "wobble": 0.06,                          # one digit trembles
-    "third": 0.14,                           # a third digit, maybe like one of the two, for a while or always
-    "vanish": 0.08,                          # one digit fades for some frames, or is not there at all
+    "none": 0.22,
+    "jump": 0.09,                            # one digit goes on elsewhere
+    "turn": 0.09,                            # ... in another direction, far from any wall
+    "identity": 0.14,                        # ... as another digit, at once or by degrees
+    "speed": 0.09,                           # one or both are too slow or too fast for the frame rate
+    "wobble": 0.05,                          # one digit trembles
+    "third": 0.12,                           # a third digit, maybe like one of the two, for a while or always
+    "vanish": 0.06,                          # one digit fades for some frames, or is not there at all
+    "shape": 0.08,                           # one digit is bent, in each frame otherwise
+    "strokes": 0.06,                         # striped or dotted, too thin, too bold or blurred
 }
 OFTEN_AT_DEFAULT = 0.5                       # share of clips at the rate that most videos are asked for
 RATES = (2.0, 24.0)                          # key frames/s of the others: below, nothing hangs together
+
+BENDS = 4                                    # places along either axis of a digit that go their own ways
 
 _FIRST_DRAW = 64                             # of a clip's numbers: other uses have those below
 
@@ -123,21 +128,33 @@ class FaultyClips(UnlabelledClips):
         alike = torch.where(coin(shape=(-1, 1, 1)), digits[:, 0], strange[:, 0])
         third = torch.stack([alike, torch.zeros_like(alike)], dim=1)                 # b 2 28 28
 
-        frames = torch.lerp(draw(digits, positions), draw(changed, positions), share[..., None, None])
+        way = self._trembling(index, num_frames, next(draws), (2, BENDS, BENDS))     # b f 2 n n
+        five = (-1, 1, 1, 1, 1)
+        way = torch.where(coin(shape=five), way, _smooth(way)) * uniform(1.5, 5, five)
+        bending = (has("shape") * passing)[..., None, None]                          # b f 1 1
+        bent = _bent(digits, way * bending[..., None])                               # b f 2 28 28
+        digits = digits[:, None].expand_as(bent)
+        shown = torch.where(who[..., None] & (bending[..., None] > 0), bent, digits)
+
+        frames = torch.lerp(_draw(shown, positions), draw(changed, positions), share[..., None, None])
         light = passing * part * has("third")
         frames = frames.maximum(draw(third, others.positions(times)) * light[..., None, None])
+        inked = _inked(frames, uniform(), size)
+        frames = torch.lerp(frames, inked, (passing * part * has("strokes"))[..., None, None])
 
         at_fault = ((has("jump") | has("turn")) & (frame >= first - 1) & (frame <= first)
                     | has("identity") & (frame >= first - 1) & (frame <= first + 1)
                     | has("speed") & (times > changing) | has("wobble")
-                    | (has("third") | has("vanish")) & (always | since & span))
-        frames, right = (self._sized(clip, size) for clip in (frames, draw(digits, true)))
+                    | (has("third") | has("vanish") | has("shape") | has("strokes"))
+                    & (always | since & span))
+        frames, right = (self._sized(clip, size) for clip in (frames, _draw(digits, true)))
         return Faulty(frames, right, fps, kind, at_fault, positions + DIGIT / 2)
 
-    def _trembling(self, index, num_frames, number):
-        """Independent numbers in [-1, 1) for each frame, digit and direction: (b, f, 2, 2)."""
-        each = index[:, None] * (4 * num_frames) + torch.arange(4 * num_frames, device=index.device)
-        return (2 * hash_uniform(self.seed, each, number) - 1).view(-1, num_frames, 2, 2)
+    def _trembling(self, index, num_frames, number, shape=(2, 2)):
+        """Independent numbers in [-1, 1): (b, f, *shape), of which each digit has one for y and one for x."""
+        count = num_frames * math.prod(shape)
+        each = index[:, None] * count + torch.arange(count, device=index.device)
+        return (2 * hash_uniform(self.seed, each, number) - 1).view(-1, num_frames, *shape)
 
     def _sized(self, frames, size):
         frames = box_resize(frames, size).to(self.simulator.dtype)
@@ -145,6 +162,41 @@ class FaultyClips(UnlabelledClips):
 
 
 def _smooth(x):
-    """The mean of three neighbouring frames of (b, f, 2, 2), at about the old strength."""
-    padded = F.pad(x.flatten(2).mT, (1, 1), mode="replicate")                        # b 4 f+2
-    return 3**0.5 * F.avg_pool1d(padded, 3, 1).mT.unflatten(2, (2, 2))
+    """The mean of three neighbouring frames of (b, f, ...), at about the old strength."""
+    padded = F.pad(x.flatten(2).mT, (1, 1), mode="replicate")                        # b d f+2
+    return 3**0.5 * F.avg_pool1d(padded, 3, 1).mT.unflatten(2, x.shape[2:])
+
+
+def _bent(digits, way):
+    """Digits (b, 2, s, s) whose every part is taken from some px away: (b, f, 2, s, s).
+
+    way (b, f, 2, n, n): how far, right and down, at n x n places, and in between by bilinear interpolation.
+    """
+    b, f = way.shape[:2]
+    s = digits.shape[-1]
+    way = F.interpolate(way.flatten(0, 1), (s, s), mode="bilinear", align_corners=True)
+    at = (2 * torch.arange(s, device=way.device) + 1) / s - 1                        # of pixels, in [-1, 1]
+    here = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1)                # s s 2
+    there = here + rearrange(way, "n xy h w -> n h w xy") * (2 / s)
+    each = digits[:, None].expand(-1, f, -1, -1, -1).flatten(0, 1)                   # (b f) 2 s s
+    return F.grid_sample(each, there, align_corners=False).unflatten(0, (b, f))
+
+
+def _draw(digits, positions):
+    """`draw` of digits that have a shape of their own in every frame: (b, f, 2, s, s) -> (b, f, c, c)."""
+    drawn = draw(digits.flatten(0, 1), positions.flatten(0, 1)[:, None])             # (b f) 1 c c
+    return drawn[:, 0].unflatten(0, positions.shape[:2])
+
+
+def _inked(frames, u, size):
+    """Frames (b, f, c, c) in other ink, of seven kinds by numbers u in [0, 1): stripes along either axis or
+    both, dots (period 2 where there are `size` pixels), blurred, too bold, too thin."""
+    canvas = frames.shape[-1]
+    odd = torch.arange(canvas, device=frames.device) * size // canvas % 2 == 1
+    rows, columns = odd[:, None], odd[None, :]
+    inks = [frames * ~rows, frames * ~columns, frames * (rows ^ columns), frames * ~(rows | columns),
+            F.avg_pool2d(frames, 5, 1, 2), F.max_pool2d(frames, 3, 1, 1), -F.max_pool2d(-frames, 3, 1, 1)]
+    chosen = frames
+    for k, ink in enumerate(inks):
+        chosen = torch.where((u * len(inks)).long().view(-1, 1, 1, 1) == k, ink, chosen)
+    return chosen
