@@ -20,6 +20,21 @@ from mavlite.sampling import make_denoiser
 from mavlite.stages import load_network
 
 
+def shifted(clips, way):
+    """Clips (b, c, f, h, w) in [-1, 1], moved by part of a pixel: way (b, 2), y and x, in px of [-1, 1].
+
+        M[i, j] = max(0, 1 - |i - way - j|),    M_y x M_x^T: bilinear interpolation, black from outside
+
+    A reward must not hang on where the pixels of its network's patches begin. Left where it is, a clip soon
+    has strokes of dots, every second pixel, which say nothing of a digit but please C.
+    """
+    def moving(n, by):                                                               # -> b 1 1 n n
+        i = torch.arange(n, device=by.device)
+        return (1 - (i[:, None] - by[:, None, None] - i).abs()).clamp(min=0)[:, None, None]
+    h, w = clips.shape[-2:]
+    return moving(h, way[:, 0]) @ (clips + 1) @ moving(w, way[:, 1]).mT - 1
+
+
 class Contest:
     """A critic that goes on learning, its optimizer, and the loss that the generator has from it.
 
@@ -38,7 +53,7 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """generator_loss + reward (1 - cosine(C_y(made), y_e)).
+        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)).
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition. hidden (b, 1, f, 1,
         1): 0 where a frame is known, and is the truth in every step of the walk. The critic's own gradients
@@ -55,6 +70,7 @@ class Contest:
 
         rendered = self.faults.pairs(draws.batch.indices, data.fps, data.num_frames, x_0.shape[-1])
         log_fps, veil = conditions["fps"], draws.normal(*x_0.shape[1:])
+        way = torch.stack([draws.uniform(), draws.uniform()], dim=-1)                # b 2
         seen = noised(made, veil, level)
         shown = [seen.detach(), noised(x_0, veil, level), noised(rendered.frames * 2 - 1, veil, level)]
         low, high = RATES
@@ -69,7 +85,7 @@ class Contest:
         word = generator_loss(self.critic(seen, log_fps)[0], asked)
         self.critic.requires_grad_(True)
         with full_precision(x_0.device):
-            unlike = 1 - closeness(self.clip, made, conditions["image_embeds"]).mean()
+            unlike = 1 - closeness(self.clip, shifted(made, 2 * way - 1), conditions["image_embeds"]).mean()
         return word + own.reward * unlike
 
     def step(self):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mavlite.adversarial import shifted
 from mavlite.checkpoint import load_checkpoint
 from mavlite.config import CriticConfig
 from mavlite.critic import Critic, critic_loss, first_lesson, generator_loss, noised, places_loss, spots
@@ -42,6 +43,26 @@ def test_a_critic_takes_clips_of_any_size_and_rate(channels, shape):
     assert not torch.allclose(it(clips, log_fps + 1)[0], faults)
     flipped = it(clips.flip(2), log_fps)[0]
     assert not torch.allclose(flipped.flip(1), faults)       # which frame comes first says something
+
+
+def test_a_shifted_clip_is_itself_elsewhere_and_black_comes_in():
+    clips = 2 * torch.rand(3, 1, 4, 8, 10) - 1
+    moved = shifted(clips, torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.25, 0.0]]))
+    assert torch.allclose(moved[0], clips[0], atol=1e-6)
+    assert torch.allclose(moved[1, ..., 1:, :-1], clips[1, ..., :-1, 1:], atol=1e-6)
+    assert torch.allclose(torch.cat([moved[1, ..., 0, :], moved[1, ..., -1]], -1), torch.tensor(-1.0))
+    between = 0.75 * clips[2, ..., 1:, :] + 0.25 * clips[2, ..., :-1, :]
+    assert torch.allclose(moved[2, ..., 1:, :], between, atol=1e-6)
+
+
+def test_over_all_shifts_every_second_pixel_says_nothing():
+    clips = torch.zeros(200, 1, 1, 12, 12, requires_grad=True)
+    way = torch.stack([torch.linspace(-1, 1, 201)[:-1], torch.zeros(200)], dim=-1)
+    readout = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    (shifted(clips, way) * readout).sum().backward()         # some network's first weights
+    stripes = (-1.0) ** torch.arange(12)[:, None].expand(12, 12)
+    learned = clips.grad.mean(dim=0)[0, 0][2:-2]             # away from the edges
+    assert (learned * stripes[2:-2]).sum().abs() < 0.02 * (readout * stripes)[2:-2].abs().sum()
 
 
 def test_a_critic_says_of_a_frame_what_is_near_it_in_time():
