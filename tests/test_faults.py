@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mavlite.digits import load_digits
-from mavlite.faults import FAULTS, OFTEN_AT_DEFAULT, RATES, FaultyClips
-from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED, reflected
+from mavlite.faults import BENDS, FAULTS, OFTEN_AT_DEFAULT, RATES, FaultyClips, _bent, _inked
+from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED, box_resize, reflected
 
 COUNT, FRAMES, SIZE, FPS = 1200, 12, 32, 6.0
 
@@ -66,6 +66,41 @@ def test_a_digit_too_many_or_too_few_differs_exactly_where_it_is_said(pair, faul
     assert ((more if fault == "third" else -more) >= -1e-4).all() and more.abs().mean() > 5
 
 
+@pytest.mark.parametrize("fault", ["shape", "strokes"])
+def test_bent_digits_and_strange_ink_show_exactly_where_it_is_said(pair, fault):
+    rows = of(pair, fault)
+    differ = (pair.frames - pair.right)[rows].abs().sum(dim=(1, 3, 4))               # n f
+    assert not differ[~pair.at_fault[rows]].any()
+    assert (differ[pair.at_fault[rows]] > 1).float().mean() > 0.95                   # it may be hidden, too
+
+
+def test_a_bent_digit_is_bent_otherwise_in_each_frame_and_keeps_its_light():
+    digits = load_digits("train", "glyphs").images[:40].float().view(20, 2, 28, 28) / 255
+    way = 3 * (2 * torch.rand(20, 5, 2, BENDS, BENDS, generator=torch.Generator().manual_seed(0)) - 1)
+    bent = _bent(digits, way)                                                        # 20 5 2 28 28
+    assert torch.allclose(_bent(digits, 0 * way), digits[:, None].expand_as(bent), atol=1e-5)
+    right = torch.zeros_like(way)
+    right[:, :, 0] = 1                                       # every part comes from a pixel to the right
+    moved = digits[:, None, ..., 1:].expand_as(bent[..., 1:])
+    assert torch.allclose(_bent(digits, right)[..., :-1], moved, atol=1e-4)
+    assert (bent.diff(dim=1).abs().sum(dim=(-2, -1)) > 1).all()
+    light = bent.sum(dim=(-2, -1)) / digits.sum(dim=(-2, -1))[:, None]
+    assert light.mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_strange_ink_is_of_seven_kinds_of_which_four_leave_every_second_pixel_out():
+    frames = box_resize(torch.rand(7, 2, CANVAS, CANVAS), SIZE)
+    inked = box_resize(_inked(torch.repeat_interleave(frames, 2, 2).repeat_interleave(2, 3),
+                              (torch.arange(7) + 0.5) / 7, SIZE), SIZE)
+    kept = [inked[k] == frames[k] for k in range(4)]
+    assert all((inked[k][~kept[k]] == 0).all() for k in range(4))
+    assert [k.float().mean().item() for k in kept] == [0.5, 0.5, 0.5, 0.25]
+    assert all(torch.equal(k[:, 2:], k[:, :-2]) and torch.equal(k[..., 2:], k[..., :-2]) for k in kept)
+    blurred, bold, thin = inked[4:]
+    assert blurred.std() < 0.8 * frames[4].std()
+    assert bold.mean() > 1.1 * frames[5].mean() and thin.mean() < 0.9 * frames[6].mean()
+
+
 def test_who_jumps_moves_more_than_speed_allows_there_and_nowhere_else(pair):
     rows = of(pair, "jump")
     step = pair.centres[rows].diff(dim=1).norm(dim=-1).amax(dim=2)                   # n f-1, px
@@ -76,7 +111,7 @@ def test_who_jumps_moves_more_than_speed_allows_there_and_nowhere_else(pair):
     assert (step > allowed)[there].float().mean() > 0.6      # some jump along their way, or back
 
 
-@pytest.mark.parametrize("fault", ["none", "turn", "identity", "third", "vanish"])
+@pytest.mark.parametrize("fault", ["none", "turn", "identity", "third", "vanish", "shape", "strokes"])
 def test_the_others_keep_their_speed(pair, fault):
     rows = of(pair, fault)
     step = pair.centres[rows].diff(dim=1).norm(dim=-1)                               # n f-1 2
