@@ -122,7 +122,9 @@ class FaultyClips(UnlabelledClips):
         ramp = ((frame - first + 1) / degrees).clamp(0, 1)                           # b f
         span = frame < first + 2 + (6 * uniform(shape=(-1, 1))).floor()
         always = coin(0.4, (-1, 1))
-        passing, part = torch.where(always, 1.0, ramp * span), uniform(0.4, 1.0, (-1, 1))
+        some = ramp * span
+        some = torch.where(coin(shape=(-1, 1)), some, some.flip(1))      # clips may begin with a fault, too
+        passing, part = torch.where(always, 1.0, some), uniform(0.4, 1.0, (-1, 1))
         share = torch.where(coin(0.3, (-1, 1)), ramp * span, ramp) * has("identity")
         share = share + passing * part * has("vanish")                               # b f
         alike = torch.where(coin(shape=(-1, 1, 1)), digits[:, 0], strange[:, 0])
@@ -146,7 +148,7 @@ class FaultyClips(UnlabelledClips):
                     | has("identity") & (frame >= first - 1) & (frame <= first + 1)
                     | has("speed") & (times > changing) | has("wobble")
                     | (has("third") | has("vanish") | has("shape") | has("strokes"))
-                    & (always | since & span))
+                    & (passing > 0))
         frames, right = (self._sized(clip, size) for clip in (frames, _draw(digits, true)))
         return Faulty(frames, right, fps, kind, at_fault, positions + DIGIT / 2)
 

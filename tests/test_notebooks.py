@@ -16,7 +16,7 @@ from mavlite.video import Video
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CHEAP = ("04_prior", "08_super_resolution")  # the quickest of those that load weights
+CHEAP = ("04_prior", "05_inflation", "06_motion", "07_interpolation", "08_super_resolution", "09_cascade")
 FOLDERS = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|content)/")    # of some machine
 
 
