@@ -7,7 +7,6 @@ medians of whole videos; each stage's peak of memory is that of a process in whi
 """
 
 import argparse
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
 from mavlite import cascade, pipeline
-from mavlite.candidates import closest_candidates
+from mavlite.candidates import FEW
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
@@ -73,8 +72,9 @@ def run_stage(pipe, stage):
             text = [x.float() for x in clip.text([PROMPT])]
             return text if stage == "clip" else cascade.run_prior(network, config, noise, *text)
         if stage == "decoder_t":
-            choose = partial(closest_candidates, clip, image_embeds=y_e[:1])
-            return cascade.run_decoder_t(network, config, noise, y_e, data.fps, choose=choose,
+            finished = data.fps if config.sample.steps <= FEW else None
+            return cascade.run_decoder_t(network, config, noise, y_e, data.fps,
+                                         choose=pipe.choice(each, y_e[:1], finished),
                                          away_from=pipe.single_frames)
         if stage == "interpolation":
             return cascade.run_interpolation(network, config, noise, video(0, data.num_frames), y_e, data.fps,
@@ -148,7 +148,7 @@ def main():
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
           "network, of which a guided step takes two (of D^t, one of it and one of D), the mean over the "
-          f"walk: P's are of {CANDIDATES} candidates, D^t's of {pipeline.CANDIDATES} up to C's choice and of "
+          f"walk: P's are of {CANDIDATES} candidates, D^t's of {pipeline.CANDIDATES} up to the choice and of "
           "one from there on. Memory is what comes on top of the "
           f"{min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
           + table(header, rows), args.out)

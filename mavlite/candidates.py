@@ -1,9 +1,9 @@
-"""Several candidates of every video, of which C keeps one half way, or at the end of a short walk.
+"""Several candidates of every video, of which one is kept half way, or at the end of a short walk.
 
 A sampler knows early what it is going to make: about half way from t = 1, x_0 already shows which digits
 there will be. So all candidates walk that far, and the closest to what was asked for walks on alone. (DALL-E
 ranks its finished samples by CLIP: Ramesh et al. 2021, arXiv 2102.12092, 2.6. Make-A-Video says nothing of
-it; docs/candidates.md has what n and half way are worth.)
+it; docs/candidates.md has what n and half way are worth.) Of finished clips, a critic has a say as well.
 """
 
 import torch
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from mavlite.device import full_precision
+from mavlite.faults import RATES
 
 FEW = 4                                      # steps of a walk that all candidates finish
+FAULT = 1 / 60                               # of cosine that log-odds of a fault of 1 cost
 
 
 def closeness(clip, candidates, image_embeds):
@@ -31,13 +33,39 @@ def closeness(clip, candidates, image_embeds):
     return F.cosine_similarity(embeds, asked[:, None, None], dim=-1).mean(dim=2)
 
 
+def merit(clip, critic, candidates, image_embeds, fps):
+    """What n candidates of each video are worth, clips of `fps` frames/s: (b, n).
+
+        closeness - FAULT max over frames (log-odds of a fault, by the critic)
+
+    A clip is no better than its worst frame. Without a critic (None), or at rates of which it knows nothing,
+    closeness alone. candidates (b n) c f h w, image_embeds (b, d): as in `closeness`.
+    """
+    close = closeness(clip, candidates, image_embeds)
+    low, high = RATES
+    if critic is None or not low <= fps <= high:
+        return close
+    with full_precision(candidates.device):
+        clips = candidates if candidates.dtype == torch.float64 else candidates.float()
+        faults, _ = critic(clips, clips.new_full((len(clips),), fps).log())          # bn f
+    return close - FAULT * faults.amax(dim=1).view_as(close)
+
+
+def best_candidates(clip, critic, candidates, image_embeds, fps):
+    """Of n candidates of each video the one of most `merit`: its row in the batch, (b,)."""
+    return _rows(merit(clip, critic, candidates, image_embeds, fps))
+
+
 def closest_candidates(clip, candidates, image_embeds):
     """Of n candidates of each video the one that C finds closest to y_e: its row in the batch, (b,).
 
     Arguments as in `closeness`.
     """
-    close = closeness(clip, candidates, image_embeds)                                # b n
-    return close.argmax(dim=1) + close.shape[1] * torch.arange(len(close), device=close.device)
+    return _rows(closeness(clip, candidates, image_embeds))
+
+
+def _rows(scores):
+    return scores.argmax(dim=1) + scores.shape[1] * torch.arange(len(scores), device=scores.device)
 
 
 def half_way(times):

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from mavlite import cascade
-from mavlite.candidates import closest_candidates
+from mavlite.candidates import FEW, best_candidates, closest_candidates
 from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
 from mavlite.guidance import single_frames
@@ -21,7 +21,7 @@ from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
-CANDIDATES, MOST_CANDIDATES = 8, 64          # of which C chooses a video's key frames
+CANDIDATES, MOST_CANDIDATES = 8, 64          # of which a video's key frames are chosen
 FRAME_CANDIDATES = 32                        # of which C chooses one frame: together they cost two clips
 # What has an embedding or a prompt to be guided by.
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
@@ -30,11 +30,12 @@ GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
 class MakeAVideo:
     """The whole cascade. `from_pretrained()` loads it, calling it makes videos from prompts.
 
-    networks: stage -> network in eval mode. configs: stage -> Config it was trained with.
+    networks: stage -> network in eval mode. configs: stage -> Config it was trained with. critic: helps to
+    choose among finished clips, if there is one.
     """
 
-    def __init__(self, networks, configs, device, precision="auto"):
-        self.networks, self.configs, self.device = networks, configs, device
+    def __init__(self, networks, configs, device, precision="auto", critic=None):
+        self.networks, self.configs, self.device, self.critic = networks, configs, device, critic
         self.precision = pick_precision(device, precision)
         self.data = configs["decoder_t"].data
         self.single_frames = single_frames(networks["decoder"], configs["decoder"])
@@ -61,7 +62,11 @@ class MakeAVideo:
                                        f"{wanted}; use one set of weights")
         for network in networks.values():
             network.to(memory_format=torch.channels_last)
-        return cls(networks, configs, device, precision)
+        critic = None
+        if (folder / "critic").is_dir():
+            critic, _, _ = load_network(folder, "critic", device=device)
+            critic.to(memory_format=torch.channels_last_3d)
+        return cls(networks, configs, device, precision, critic)
 
     # ------------------------------------------------------------ text to video
 
@@ -82,8 +87,9 @@ class MakeAVideo:
                 it makes key frames, as D^t does.
             seed, index: video i of the batch draws from (seed, index + i).
             candidates: how often the key frames (or the one frame) of a video are drawn; half way, or at the
-                end of four steps or fewer, C keeps what is closest to the embedding. 8 by default, 32 of one
-                frame; 1 draws once, in less time. Frames between two given ones are drawn once.
+                end of four steps or fewer, C keeps what is closest to the embedding; of finished clips, the
+                critic's faults count against them. 8 by default, 32 of one frame; 1 draws once, in less
+                time. Frames between two given ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
@@ -134,7 +140,7 @@ class MakeAVideo:
         with run.clock("decoder"):
             frame = run.kept["decoder"] = cascade.run_decoder(
                 *run.stage("decoder", each=n), y_e.repeat_interleave(n, dim=0),
-                settings=run.settings["decoder"], choose=self._choice(run, y_e))
+                settings=run.settings["decoder"], choose=self.choice(run.candidates, y_e))
         for stage in ("sr_l", "sr_h"):
             with run.clock(stage):
                 frame = run.kept[stage] = cascade.run_super_resolution(*run.stage(stage), frame,
@@ -143,18 +149,25 @@ class MakeAVideo:
 
     def _decode(self, run, y_e, start=None, strength=1.0):
         """D^t: embeddings (b, d) -> key frames (b, c, f, h, w), for each video the best of its candidates."""
-        n = run.candidates
+        n, finished = run.candidates, run.fps if run.settings["decoder_t"].steps <= FEW else None
         start = None if start is None else start.repeat_interleave(n, dim=0)
         with run.clock("decoder_t"):
             return cascade.run_decoder_t(*run.stage("decoder_t", each=n), y_e.repeat_interleave(n, dim=0),
                                          run.fps, settings=run.settings["decoder_t"], start=start,
-                                         strength=strength, choose=self._choice(run, y_e),
+                                         strength=strength, choose=self.choice(n, y_e, finished),
                                          away_from=self.single_frames)
 
-    def _choice(self, run, y_e):
-        """How C chooses among a video's candidates, or None where there is but one of each."""
-        choose = functools.partial(closest_candidates, self.networks["clip"], image_embeds=y_e)
-        return choose if run.candidates > 1 else None
+    def choice(self, n, y_e, fps=None):
+        """x_0 of n candidates of each video -> the rows (b,) to keep; None where there is but one of each.
+
+        By C; among finished clips, of fps key frames/s, the critic has a say.
+        """
+        if n == 1:
+            return None
+        if fps is None:
+            return functools.partial(closest_candidates, self.networks["clip"], image_embeds=y_e)
+        return functools.partial(best_candidates, self.networks["clip"], self.critic, image_embeds=y_e,
+                                 fps=fps)
 
     def _extend(self, run, keys, num_keys, y_e):
         """Key frames (b, c, k, h, w), going on to num_keys of them by extrapolation.
@@ -165,7 +178,7 @@ class MakeAVideo:
         with run.clock("interpolation"):
             return cascade.extend_keys(*run.stage("interpolation", "extend", run.candidates), keys, num_keys,
                                        y_e, run.fps, settings=run.settings["extrapolate"],
-                                       choose=self._choice(run, y_e), away_from=self.single_frames)
+                                       choose=self.choice(run.candidates, y_e), away_from=self.single_frames)
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
         """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
@@ -206,7 +219,7 @@ class MakeAVideo:
                 filled = cascade.fill_frames(
                     *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
                     y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["extrapolate"],
-                    choose=self._choice(run, y_e), away_from=self.single_frames)
+                    choose=self.choice(run.candidates, y_e), away_from=self.single_frames)
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)

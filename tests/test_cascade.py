@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mavlite.candidates import closest_candidates
+from mavlite.candidates import FAULT, best_candidates, closest_candidates, merit
 from mavlite.cascade import (
     Noise,
     extend_keys,
@@ -194,6 +194,24 @@ def test_the_clip_whose_frames_are_closest_on_average_is_chosen():
     wanted = 7 * torch.stack([wanted.cos(), wanted.sin()], dim=1)                    # length says nothing
     assert closest_candidates(Brightness(), candidates, wanted).tolist() == [1, 5]
     assert closest_candidates(Brightness(), candidates[:, :, 0], wanted).tolist() == [0, 5]  # one frame
+
+
+def test_the_worst_frame_counts_against_a_clip_where_a_critic_knows_its_rate():
+    candidates = grey([0.5, 0.5, 0.5, 0.9], [0.4, 0.6, 0.5, 0.5], [0.2, 0.2, 0.2, 0.2])
+    wanted = torch.tensor([[0.5, 0.5]]).cos()
+    rates = []
+
+    def critic(clips, log_fps):                              # finds frames the worse the brighter they are
+        rates.append(log_fps.exp())
+        return 6 * clips[:, 0, :, 0, 0], None
+    alone = merit(Brightness(), None, candidates, wanted, 6.0)
+    both = merit(Brightness(), critic, candidates, wanted, 6.0)
+    assert torch.allclose(both, alone - FAULT * 6 * torch.tensor([[0.8, 0.2, -0.6]]), atol=1e-6)
+    assert torch.allclose(rates[0], torch.tensor([6.0] * 3))
+    assert best_candidates(Brightness(), critic, candidates, wanted, 6.0).item() == both.argmax()
+    for fps in (1.0, 30.0):                                  # it was never shown such clips
+        assert torch.equal(merit(Brightness(), critic, candidates, wanted, fps), alone)
+    assert len(rates) == 2
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -232,6 +232,28 @@ def test_what_is_chosen_is_one_of_the_candidates(pipe, stage, num_frames, n):
     close(once.stages[stage], drawn[:, 0])
 
 
+def test_of_finished_clips_the_critic_has_a_say(pipe, monkeypatch):
+    asked = []
+
+    def against_all_but_the_fifth(clips, log_fps):
+        asked.append((clips.shape, log_fps.exp()))
+        faults = torch.full((len(clips), clips.shape[2]), 1000.0)
+        faults[4::CANDIDATES] = -1000.0
+        return faults, None
+    noise = cascade.Noise(0, [0], "decoder_t", pipe.device, CANDIDATES)
+    y_e = pipe(PROMPTS[0], seed=0).stages["image_embeds"].expand(CANDIDATES, -1)
+    drawn = cascade.run_decoder_t(pipe.networks["decoder_t"], pipe.configs["decoder_t"], noise, y_e,
+                                  pipe.data.fps, away_from=pipe.single_frames)
+    monkeypatch.setattr(pipe, "critic", against_all_but_the_fifth)
+    chosen = pipe(PROMPTS[0], seed=0).stages["decoder_t"]
+    (shape, fps), = asked
+    assert shape[0] == CANDIDATES and torch.allclose(fps, torch.tensor(float(pipe.data.fps)))
+    close(chosen[0], (drawn[4] / 2 + 0.5).clamp(0, 1))
+    pipe(PROMPTS[0], num_frames=1)                           # single frames, and x_0 half way: C alone
+    pipe(PROMPTS[0], steps=5)
+    assert len(asked) == 1
+
+
 def test_samplers_matter(pipe):
     assert differ(*(pipe(PROMPTS, sampler=sampler, num_frames=2) for sampler in ("ddpm", "ddim")))
 

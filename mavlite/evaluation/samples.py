@@ -2,13 +2,12 @@
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from mavlite import cascade
-from mavlite.candidates import closest_candidates
+from mavlite.candidates import FEW
 from mavlite.device import autocast
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import LabelledClips, clearest
@@ -111,20 +110,21 @@ def generate(pipe, count, *, seed=0, batch=8, progress=False):
 @torch.no_grad()
 def decode(pipe, stage, embeds, *, fps=None, seed=1, batch=32, candidates=1):
     """What `decoder` or `decoder_t` makes of image embeddings (n, d): key frames (n, c, f, h, w) in [0, 1]
-    (for `decoder` f = 1). candidates: drawn for each, of which C keeps one."""
-    network, config, parts = pipe.networks[stage], pipe.configs[stage], []
+    (for `decoder` f = 1). candidates: drawn for each, of which one is kept."""
+    network, config, parts, fps = pipe.networks[stage], pipe.configs[stage], [], fps or pipe.data.fps
     with autocast(pipe.device, pipe.precision):
         for start in range(0, len(embeds), batch):
             y_e = embeds[start:start + batch].to(pipe.device)
             noise = cascade.Noise(seed, range(start, start + len(y_e)), stage, pipe.device, candidates)
             several = y_e.repeat_interleave(candidates, dim=0)
-            choose = (partial(closest_candidates, pipe.networks["clip"], image_embeds=y_e)
-                      if candidates > 1 else None)
             if stage == "decoder":
-                frames = cascade.run_decoder(network, config, noise, several, choose=choose)[:, :, None]
+                frames = cascade.run_decoder(network, config, noise, several,
+                                             choose=pipe.choice(candidates, y_e))[:, :, None]
             else:
-                frames = cascade.run_decoder_t(network, config, noise, several, fps or pipe.data.fps,
-                                               choose=choose, away_from=pipe.single_frames)
+                finished = fps if config.sample.steps <= FEW else None
+                frames = cascade.run_decoder_t(network, config, noise, several, fps,
+                                               choose=pipe.choice(candidates, y_e, finished),
+                                               away_from=pipe.single_frames)
             parts.append(to_unit(frames).float().cpu())
     return torch.cat(parts)
 
