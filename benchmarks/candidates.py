@@ -1,15 +1,16 @@
-"""How many candidates should a video's key frames have, and when should C choose among them?
+"""How many candidates should a video's key frames have, and who should choose among them, and when?
 
     python -m benchmarks.candidates [--videos 55] [--candidates 8] [--out docs/candidates.md]
 
-D^t draws every candidate of every prompt to the end, and what C thinks of it is noted in every step. What a
-choice among fewer, or at another step, would have given follows without drawing again: for 4 of 8 it is the
-mean over all 70 ways to pick them.
+D^t draws every candidate of every prompt to the end, and what C thinks of it is noted in every step; at the
+last, what the critic thinks, too. What a choice among fewer, or at another step, would have given follows
+without drawing again: for 4 of 8 it is the mean over all 70 ways to pick them.
 """
 
 import argparse
 import functools
 import itertools
+import math
 
 import torch
 from tqdm import tqdm
@@ -17,13 +18,16 @@ from tqdm import tqdm
 from benchmarks import cost
 from benchmarks.command import command_line, machine, run, table, write
 from mavlite import cascade
-from mavlite.candidates import closeness, half_way
+from mavlite.candidates import closeness, half_way, merit
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast
 from mavlite.diffusion import Diffusion
 from mavlite.errors import MavliteError
+from mavlite.evaluation import motion
 from mavlite.evaluation.accuracy import score
+from mavlite.evaluation.tracker import track
 from mavlite.flat_memory import in_batches
+from mavlite.moving_mnist import SPEED
 from mavlite.pipeline import MOST_CANDIDATES, MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.sampling import make_denoiser, sample, time_steps
@@ -33,48 +37,60 @@ from mavlite.stages import load_network
 SEED = 40_000                                # of the noise: no video of the report
 
 
-@torch.no_grad()
-def draw(pipe, judge, videos, candidates):
-    """What becomes of every candidate: three tensors.
+def look(judge, tracker, keys, pair, fps):
+    """One clip's key frames (c, f, h, w) in [0, 1] -> four numbers: whether the judge finds the `pair`, in
+    which share of single frames, whether one digit becomes another, and the error of their speed as a share
+    of what it should be. NaN where that cannot be told.
+    """
+    seen = score(judge, keys[None], torch.tensor([pair]))
+    centres = track(tracker, keys[None])
+    switched, told = motion.identity_switches(seen["log_probabilities"], centres)
+    errors = (motion.clip_speeds(centres, fps) - SPEED).abs() / SPEED                # of one clip, or of none
+    return [seen["clip"], seen["frame"], switched if told else math.nan,
+            errors.item() if len(errors) else math.nan]
 
-    close (n, k, steps): C's closeness of x_0 to the embedding in each step. right (n, k): whether the judge
-    finds the prompt's pair in the finished key frames. frames (n, k): in which share of single frames.
+
+@torch.no_grad()
+def draw(pipe, judge, tracker, videos, candidates):
+    """What becomes of every candidate: (close (n, k, steps), merits (n, k), seen (n, k, 4)).
+
+    close: C's closeness of x_0 to the embedding in each step. merits: of the finished clips, with the critic.
+    seen: what `look` says of them.
     """
     network, config, clip = pipe.networks["decoder_t"], pipe.configs["decoder_t"], pipe.networks["clip"]
-    s, size = config.sample, pipe.data.sizes[0]
+    s, size, fps = config.sample, pipe.data.sizes[0], float(pipe.data.fps)
     diffusion = Diffusion(config.diffusion.prediction_type, config.diffusion.log_snr_min)
-    pairs, parts = torch.arange(videos) % len(PAIRS), {"close": [], "right": [], "frames": []}
+    pairs, parts = torch.arange(videos) % len(PAIRS), []
     for i, pair in enumerate(tqdm(pairs.tolist(), desc="prompts")):
         tokens, text = clip.text([make_prompt(*PAIRS[pair], True, False)])
         noise = cascade.Noise(SEED, [i], "prior", pipe.device)
         y_e = cascade.run_prior(pipe.networks["prior"], pipe.configs["prior"], noise, tokens, text)
         conditions = {"image_embeds": y_e.repeat(candidates, 1),
-                      "fps": torch.full((candidates,), float(pipe.data.fps), device=pipe.device).log()}
+                      "fps": torch.full((candidates,), fps, device=pipe.device).log()}
         denoise = make_denoiser(diffusion, in_batches(network), conditions, s.guidance_scale,
                                 learned_variance=config.diffusion.loss == "hybrid",
                                 guidance_until=s.guidance_until, away_from=pipe.single_frames)
-        noise, seen = cascade.Noise(SEED, [i], "decoder_t", pipe.device, candidates), []
+        noise, close = cascade.Noise(SEED, [i], "decoder_t", pipe.device, candidates), []
         draw_noise = functools.partial(noise, pipe.data.channels, pipe.data.num_frames, size, size)
         with autocast(pipe.device, pipe.precision):
             keys = sample(denoise, draw_noise(), diffusion, sampler=s.sampler, num_inference_steps=s.steps,
                           draw_noise=draw_noise,
-                          callback=lambda step, x_t, x_0: seen.append(closeness(clip, x_0, y_e)[0]))
-        found = [score(judge, to_unit(one[None]).float(), pairs[i:i + 1]) for one in keys]
-        parts["close"].append(torch.stack(seen, dim=1).cpu())
-        parts["right"].append(torch.tensor([one["clip"] for one in found]))
-        parts["frames"].append(torch.tensor([one["frame"] for one in found]))
-    return tuple(torch.stack(parts[name]) for name in ("close", "right", "frames"))
+                          callback=lambda step, x_t, x_0: close.append(closeness(clip, x_0, y_e)[0]))
+        seen = [look(judge, tracker, to_unit(one).float(), pair, fps) for one in keys]
+        parts.append((torch.stack(close, dim=1).cpu(), merit(clip, pipe.critic, keys, y_e, fps)[0].cpu(),
+                      torch.tensor(seen)))
+    return tuple(torch.stack(part) for part in zip(*parts))
 
 
-def chosen(close, values, count):
-    """The mean of values (n, k) at what C would choose among `count` of the k, over all ways to pick those.
+def chosen(scores, values, count):
+    """The mean of values (n, k) at the highest of `count` of the k scores (n, k), over all ways to pick.
 
-    close (n, k): of one step.
+    A value that is NaN could not be told and does not count.
     """
-    subsets = torch.tensor(list(itertools.combinations(range(close.shape[1]), count)))      # m count
-    best = close[:, subsets].argmax(dim=-1, keepdim=True)                            # n m 1
-    rows = subsets.expand(len(close), -1, -1).gather(2, best)[..., 0]                # n m
-    return values.gather(1, rows).mean().item()
+    subsets = torch.tensor(list(itertools.combinations(range(scores.shape[1]), count)))     # m count
+    best = scores[:, subsets].argmax(dim=-1, keepdim=True)                           # n m 1
+    rows = subsets.expand(len(scores), -1, -1).gather(2, best)[..., 0]               # n m
+    return values.gather(1, rows).nanmean().item()
 
 
 def evaluations(settings, count, after):
@@ -93,23 +109,28 @@ def main():
     if args.videos < 1 or not 2 <= args.candidates <= min(16, MOST_CANDIDATES):
         raise MavliteError("--videos must be 1 or more, --candidates 2 ... 16")
     pipe = MakeAVideo.from_pretrained(args.weights)
-    judge, _, _ = load_network(args.weights, "judge", device=pipe.device)
-    close, right, frames = draw(pipe, judge, args.videos, args.candidates)
+    judge, tracker = (load_network(args.weights, stage, device=pipe.device)[0]
+                      for stage in ("judge", "tracker"))
+    close, merits, seen = draw(pipe, judge, tracker, args.videos, args.candidates)
     settings, rows = pipe.configs["decoder_t"].sample, []
     half = half_way(time_steps(settings.steps)[:-1])
     counts = [2**i for i in range(args.candidates.bit_length()) if 2**i < args.candidates]
     for count in [*counts, args.candidates]:
         steps = {half} if count == 1 else {
             half, *(max(1, quarters * settings.steps // 4) for quarters in (1, 2, 3, 4))}
-        for after in sorted(steps):
-            rows.append([count, "" if count == 1 else after,
-                         *(f"{chosen(close[:, :, after - 1], x, count):.1%}" for x in (right, frames)),
+        ways = [("C", after, close[:, :, after - 1]) for after in sorted(steps)]
+        if count > 1 and pipe.critic is not None:
+            ways.append(("C and the critic", settings.steps, merits))
+        for who, after, scores in ways:
+            rows.append([count, *(("", "") if count == 1 else (who, after)),
+                         *(f"{chosen(scores, values, count):.1%}" for values in seen.unbind(dim=-1)),
                          evaluations(settings, count, after)])
     write(f"Key frames for {args.videos} prompts, {args.candidates} candidates each, {settings.sampler} with "
           f"{settings.steps} steps, `{command_line()}`: {machine(pipe.device, pipe.precision)}. A guided "
-          "evaluation counts twice.\n\n"
-          + table(["candidates", "chosen after step", "clips right", "frames right", "evaluations"], rows),
-          args.out)
+          "evaluation counts twice. Switches: clips in which one digit becomes another; speed error: the "
+          "mean over clips.\n\n"
+          + table(["candidates", "chosen by", "after step", "clips right", "frames right", "switches",
+                   "speed error", "evaluations"], rows), args.out)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ def at_most(offset, key=None, share=1.0):
 SHOWN = {                                    # (section, score, unit): what is aimed at
     ("prompt accuracy", "real clips", "clips"): None,
     ("prompt accuracy", "true embedding, D, one frame", "clips"): at_least(-0.03, "ceiling"),
-    ("prompt accuracy", f"true embedding, D, one frame, C's choice of {FRAME_CANDIDATES}", "clips"):
+    ("prompt accuracy", f"true embedding, D, one frame, the best of {FRAME_CANDIDATES}", "clips"):
         at_least(-0.03, "ceiling"),
     ("prompt accuracy", "true embedding, D^t drawn once", "clips"): None,
     ("prompt accuracy", "prompt, P, D^t drawn once", "clips"): None,
-    ("prompt accuracy", f"prompt, P, D^t, C's choice of {CANDIDATES}", "clips"): None,
+    ("prompt accuracy", f"prompt, P, D^t, the best of {CANDIDATES}", "clips"): None,
     ("prompt accuracy", "... SR_h: the whole cascade", "clips"): at_least(0.95),
     ("prompt accuracy", "the whole cascade, frame by frame", "frames"): None,
     ("motion", "identity switches at 6 fps", "clips"): at_most(0.03, "ceiling"),

@@ -1,5 +1,6 @@
 """The benchmarks' pure parts, and the commands on smoke weights: what they write, never how fast."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -11,7 +12,6 @@ from conftest import ROOT, SMOKE
 
 from benchmarks import candidates, cost, critic, curve, guidance, peers, steps, timing, training
 from benchmarks.command import table
-from mavlite.candidates import half_way
 from mavlite.config import SampleConfig
 from mavlite.device import peak_memory
 from mavlite.errors import MavliteError
@@ -19,7 +19,6 @@ from mavlite.faults import FAULTS
 from mavlite.info import flops_per_frame
 from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
-from mavlite.sampling import time_steps
 
 
 def row(**changes):
@@ -159,6 +158,9 @@ def test_a_choice_among_fewer_is_the_mean_over_all_ways_to_pick_them():
     assert [candidates.chosen(close, right, count) for count in (1, 2, 4)] == [0.25, 0.5, 1.0]
     both = torch.stack([close[0], -close[0]]), right.repeat(2, 1)
     assert candidates.chosen(*both, 4) == 0.5                # the second video's first is its worst
+    unknown = torch.tensor([[math.nan, 0.0, 1.0, 1.0]])
+    assert math.isnan(candidates.chosen(close, unknown, 4))  # of all, the one that could not tell
+    assert candidates.chosen(close, unknown, 1) == pytest.approx(2 / 3)
 
 
 def test_what_a_critic_finds_is_counted(smoke_weights, monkeypatch, tmp_path):
@@ -178,14 +180,16 @@ def test_what_a_critic_finds_is_counted(smoke_weights, monkeypatch, tmp_path):
 
 def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_path):
     pipe = MakeAVideo.from_pretrained(smoke_weights)
-    monkeypatch.setattr(candidates, "score", lambda judge, frames, pairs: {
-        "clip": frames.mean().item(), "frame": frames.max().item()})
-    close, mean, most = candidates.draw(pipe, None, 2, 3)
+    monkeypatch.setattr(candidates, "look", lambda judge, tracker, keys, pair, fps: [
+        keys.mean().item(), keys.max().item(), math.nan, fps])
+    close, merits, seen = candidates.draw(pipe, None, None, 2, 3)
     assert close.shape == (2, 3, pipe.configs["decoder_t"].sample.steps)
-    assert mean.shape == most.shape == (2, 3) and (mean <= most).all()
+    assert merits.shape == (2, 3) and not torch.equal(merits, close[:, :, -1])       # the critic has a say
+    assert seen.shape == (2, 3, 4) and (seen[..., 3] == pipe.data.fps).all()
+    mean = seen[..., 0]
     prompts = [make_prompt(*pair, True, False) for pair in PAIRS[:2]]
     keys = pipe(prompts, seed=candidates.SEED, candidates=3).stages["decoder_t"]
-    chosen = close[:, :, half_way(time_steps(close.shape[2])[:-1]) - 1].argmax(dim=1)
+    chosen = merits.argmax(dim=1)
     torch.testing.assert_close(mean[torch.arange(2), chosen], keys.mean(dim=(1, 2, 3, 4)), atol=1e-5, rtol=0)
     out = tmp_path / "candidates.md"
     monkeypatch.undo()
@@ -194,6 +198,7 @@ def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_pa
     candidates.main()
     rows = [line.split(" | ")[:2] for line in out.read_text().splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows] == ["| 1", *["| 2"] * (len(rows) // 2), *["| 3"] * (len(rows) // 2)]
+    assert [row[1] for row in rows[len(rows) // 2:]][-2:] == ["C", "C and the critic"]
 
 
 def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tmp_path):

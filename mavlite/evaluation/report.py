@@ -110,10 +110,10 @@ class Evaluation:
         large, chance = self.data.sizes[-1], 1 / len(PAIRS)
         pipe, made = self.pipe, self.made
         truth = image_embeds(pipe, self.real.conditions())
-        chosen = f"prompt, P, D^t, C's choice of {CANDIDATES}"
+        chosen = f"prompt, P, D^t, the best of {CANDIDATES}"
         chain = [("real clips", "judge", self.real.frames(large), self.real.pairs),
                  ("true embedding, D, one frame", "decoder", decode(pipe, "decoder", truth), self.real.pairs),
-                 (f"true embedding, D, one frame, C's choice of {FRAME_CANDIDATES}", "decoder",
+                 (f"true embedding, D, one frame, the best of {FRAME_CANDIDATES}", "decoder",
                   decode(pipe, "decoder", truth, candidates=FRAME_CANDIDATES), self.real.pairs),
                  ("true embedding, D^t drawn once", "decoder_t", decode(pipe, "decoder_t", truth),
                   self.real.pairs),
