@@ -25,8 +25,8 @@ class DistillConfig:
 class AdversarialConfig:
     """A student's last lesson (adversarial.py): set `critic`, and go on from a student's weights."""
     critic: str | None = None                # folder of weights folders: its critic knows rendered faults
-    reward: float = 25.0                     # as in distill
-    critic_lr: float = 1e-4                  # AdamW
+    reward: float = 60.0                     # as in distill
+    critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
         within("adversarial", self, reward=(0, 1000), critic_lr=(1e-9, 1))
