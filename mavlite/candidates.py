@@ -14,7 +14,7 @@ from mavlite.device import full_precision
 from mavlite.faults import RATES
 
 FEW = 4                                      # steps of a walk that all candidates finish
-FAULT = 1 / 60                               # of cosine that log-odds of a fault of 1 cost
+FAULT = 1 / 150                              # of cosine that log-odds of a fault of 1 cost
 
 
 def closeness(clip, candidates, image_embeds):
