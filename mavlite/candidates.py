@@ -12,9 +12,10 @@ from einops import rearrange
 
 from mavlite.device import full_precision
 from mavlite.faults import RATES
+from mavlite.flat_memory import WINDOWS
 
 FEW = 4                                      # steps of a walk that all candidates finish
-FAULT = 1 / 150                              # of cosine that log-odds of a fault of 1 cost
+FAULT = 1 / 150                              # cosine: what log-odds of a fault cost, a unit
 
 
 def closeness(clip, candidates, image_embeds):
@@ -47,8 +48,9 @@ def merit(clip, critic, candidates, image_embeds, fps):
         return close
     with full_precision(candidates.device):
         clips = candidates if candidates.dtype == torch.float64 else candidates.float()
-        faults, _ = critic(clips, clips.new_full((len(clips),), fps).log())          # bn f
-    return close - FAULT * faults.amax(dim=1).view_as(close)
+        worst = [critic(part, part.new_full((len(part),), fps).log())[0].amax(dim=1)
+                 for part in clips.split(WINDOWS)]           # in flat memory
+    return close - FAULT * torch.cat(worst).view_as(close)
 
 
 def best_candidates(clip, critic, candidates, image_embeds, fps):
