@@ -149,7 +149,7 @@ def main():
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
           "network, of which a guided step takes two (of D^t, one of it and one of D), the mean over the "
           f"walk: P's are of {CANDIDATES} candidates, D^t's of {pipeline.CANDIDATES} up to the choice and of "
-          "one from there on. Memory is what comes on top of the "
+          "one from there on, what chooses included. Memory is what comes on top of the "
           f"{min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
           + table(header, rows), args.out)
 
