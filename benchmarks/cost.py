@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
 from mavlite import cascade, pipeline
-from mavlite.candidates import FEW
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
@@ -72,9 +71,8 @@ def run_stage(pipe, stage):
             text = [x.float() for x in clip.text([PROMPT])]
             return text if stage == "clip" else cascade.run_prior(network, config, noise, *text)
         if stage == "decoder_t":
-            finished = data.fps if config.sample.steps <= FEW else None
-            return cascade.run_decoder_t(network, config, noise, y_e, data.fps,
-                                         choose=pipe.choice(each, y_e[:1], finished),
+            choose = pipe.choice(each, y_e[:1], data.fps, config.sample.steps)
+            return cascade.run_decoder_t(network, config, noise, y_e, data.fps, choose=choose,
                                          away_from=pipe.single_frames)
         if stage == "interpolation":
             return cascade.run_interpolation(network, config, noise, video(0, data.num_frames), y_e, data.fps,

@@ -149,22 +149,23 @@ class MakeAVideo:
 
     def _decode(self, run, y_e, start=None, strength=1.0):
         """D^t: embeddings (b, d) -> key frames (b, c, f, h, w), for each video the best of its candidates."""
-        n, finished = run.candidates, run.fps if run.settings["decoder_t"].steps <= FEW else None
+        n, steps = run.candidates, run.settings["decoder_t"].steps
         start = None if start is None else start.repeat_interleave(n, dim=0)
         with run.clock("decoder_t"):
             return cascade.run_decoder_t(*run.stage("decoder_t", each=n), y_e.repeat_interleave(n, dim=0),
                                          run.fps, settings=run.settings["decoder_t"], start=start,
-                                         strength=strength, choose=self.choice(n, y_e, finished),
+                                         strength=strength, choose=self.choice(n, y_e, run.fps, steps),
                                          away_from=self.single_frames)
 
-    def choice(self, n, y_e, fps=None):
+    def choice(self, n, y_e, fps=None, steps=None):
         """x_0 of n candidates of each video -> the rows (b,) to keep; None where there is but one of each.
 
-        By C; among finished clips, of fps key frames/s, the critic has a say.
+        By C. fps, steps: of clips, their key-frame rate and the walk's steps; few are all made before the
+        choice, and among finished clips the critic has a say.
         """
         if n == 1:
             return None
-        if fps is None:
+        if fps is None or steps > FEW:
             return functools.partial(closest_candidates, self.networks["clip"], image_embeds=y_e)
         return functools.partial(best_candidates, self.networks["clip"], self.critic, image_embeds=y_e,
                                  fps=fps)

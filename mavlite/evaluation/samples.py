@@ -7,7 +7,6 @@ import torch
 from tqdm import tqdm
 
 from mavlite import cascade
-from mavlite.candidates import FEW
 from mavlite.device import autocast
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import LabelledClips, clearest
@@ -121,9 +120,8 @@ def decode(pipe, stage, embeds, *, fps=None, seed=1, batch=32, candidates=1):
                 frames = cascade.run_decoder(network, config, noise, several,
                                              choose=pipe.choice(candidates, y_e))[:, :, None]
             else:
-                finished = fps if config.sample.steps <= FEW else None
-                frames = cascade.run_decoder_t(network, config, noise, several, fps,
-                                               choose=pipe.choice(candidates, y_e, finished),
+                choose = pipe.choice(candidates, y_e, fps, config.sample.steps)
+                frames = cascade.run_decoder_t(network, config, noise, several, fps, choose=choose,
                                                away_from=pipe.single_frames)
             parts.append(to_unit(frames).float().cpu())
     return torch.cat(parts)
