@@ -88,8 +88,8 @@ def parser():
     p.add_argument("--quick", action="store_true", help="very few clips: minutes on two cores, no precision")
     p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 6)")
     p.add_argument("--applied", type=int,
-                   help="how many real clips to animate and vary; a quarter is extended (default an eighth "
-                        "of the videos, with --quick 2)")
+                   help="how many real clips to animate and vary; half of them are extended (default a "
+                        "quarter of the videos, with --quick 2)")
     p.add_argument("--record", action="store_true",
                    help="write each stage's scores into its config.json, for `mavlite info`")
     p.add_argument("--seed", type=int, default=0)

@@ -17,7 +17,7 @@ from mavlite.critic import NOISE, first_lesson
 from mavlite.device import full_precision
 from mavlite.diffusion import Diffusion
 from mavlite.digits import load_digits
-from mavlite.distillation import Lessons
+from mavlite.distillation import Lessons, student_times
 from mavlite.faults import FaultyClips
 from mavlite.losses import diffusion_loss
 from mavlite.moving_mnist import (
@@ -134,6 +134,11 @@ class Objective:
         # A logit-logistic density, close to the logit-normal of Esser et al. 2024 (arXiv 2403.03206, 3.1),
         # but with an inverse in closed form, so that stratified times stay stratified.
         t = torch.sigmoid(d.time_shift + d.time_scale * torch.logit(draws.times()))
+        if self.contest is not None:
+            # Beside a contest every other sample at a time at which that asks, to the digit: what it teaches
+            # there must not be all that is known there.
+            every_other = torch.tensor(draws.batch.indices, device=t.device) % 2 == 0
+            t = torch.where(every_other, student_times(draws.uniform(), self.config.walk.steps), t)
         return diffusion_loss(self.diffusion, lambda x, t: network(x, t, **conditions), x_0, t,
                               draws.normal(*x_0.shape[1:]), loss_type=d.loss, min_snr_gamma=d.min_snr_gamma,
                               weight=weight)

@@ -176,10 +176,11 @@ class MakeAVideo:
         Here and in `animate` upF makes key frames from the embedding, as D^t does, and is sampled with other
         settings than for the frames between two given ones, which leave little to make up.
         """
+        settings = run.settings["extrapolate"]
         with run.clock("interpolation"):
             return cascade.extend_keys(*run.stage("interpolation", "extend", run.candidates), keys, num_keys,
-                                       y_e, run.fps, settings=run.settings["extrapolate"],
-                                       choose=self.choice(run.candidates, y_e), away_from=self.single_frames)
+                                       y_e, run.fps, settings=settings, away_from=self.single_frames,
+                                       choose=self.choice(run.candidates, y_e, run.fps, settings.steps))
 
     def _finish(self, run, keys, y_e, skip, num_frames=None):
         """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
@@ -215,12 +216,12 @@ class MakeAVideo:
             y_e = self._embed(run, low, prompt=prompt)
             known = torch.arange(self.data.num_frames, device=self.device) == at
             with run.clock("interpolation"):
-                n = run.candidates
+                n, settings = run.candidates, run.settings["extrapolate"]
                 given = low.expand(-1, -1, len(known), -1, -1)[:, None]              # read where known only
                 filled = cascade.fill_frames(
                     *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
-                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=run.settings["extrapolate"],
-                    choose=self.choice(run.candidates, y_e), away_from=self.single_frames)
+                    y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=settings,
+                    choose=self.choice(n, y_e, run.fps, settings.steps), away_from=self.single_frames)
             frames = self._finish(run, filled[:, 0], y_e, skip)
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)

@@ -212,6 +212,8 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
     list(it.steps())
     assert [step for step, _, _ in walked] == [1, 3]
     assert len(asked) == 2 * 1 + 2 * 2                       # in other steps it is asked once
+    for args in (asked[0], asked[3]):                        # of every other sample at a time of its own walk
+        assert set(args[1][::2].tolist()) <= {0.5, 1.0} and not set(args[1][1::2].tolist()) & {0.5, 1.0}
     for (_, x_0, hidden), seen in zip(walked, met[1::2]):    # the critic's lesson, then the student's
         made = seen[:len(x_0)]
         assert torch.equal(torch.where(hidden, 0, made), torch.where(hidden, 0, x_0))

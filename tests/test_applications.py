@@ -65,6 +65,29 @@ def test_extrapolated_key_frames_are_sampled_with_settings_of_their_own(pipe, vi
     assert torch.equal(same, made)
 
 
+@pytest.mark.parametrize("call, windows", [
+    (lambda pipe, video, **o: pipe.animate(video.frames[:, :, 0], **o), 1),
+    (lambda pipe, video, **o: pipe.extend(video, num_frames=40, **o), 1),
+    (lambda pipe, video, **o: pipe.extend(video, num_frames=41, **o), 2)],
+    ids=["animate", "extend", "further"])
+def test_of_finished_windows_the_critic_has_a_say(pipe, video, call, windows, monkeypatch):
+    asked = []
+
+    def against_all_but_the_third(clips, log_fps):
+        asked.append(len(clips))
+        faults = torch.full((len(clips), clips.shape[2]), 1000.0)
+        faults[2::4] = -1000.0
+        return faults, None
+    assert pipe.configs["interpolation"].extrapolate.steps <= 4
+    monkeypatch.setattr(pipe, "critic", against_all_but_the_third)
+    made = call(pipe, video, candidates=4)
+    assert asked == [8] * windows                            # two videos, four candidates each
+    call(pipe, video, candidates=4, steps={"extrapolate": 5})                        # x_0 half way: C alone
+    assert len(asked) == windows
+    monkeypatch.setattr(pipe, "critic", None)
+    assert not torch.equal(made.stages["decoder_t"], call(pipe, video, candidates=4).stages["decoder_t"])
+
+
 # --- interpolate
 
 @pytest.mark.parametrize("num_frames", [3, 6, 8, 16, 29])

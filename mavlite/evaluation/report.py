@@ -60,7 +60,7 @@ QUICK = Sizes(videos=6, reference=256, motion=2, frames=4, timed=1, applied=2, e
 
 def in_proportion(videos):
     """What a report of so many videos looks at; 2048 are the full one."""
-    share, few = max(1, videos // 8), min(64, max(1, videos // 16))
+    share, few = max(1, videos // 4), min(64, max(1, videos // 8))
     return Sizes(videos, 2048, motion=share, frames=share, timed=5, applied=share, extended=few, length=600)
 
 
@@ -189,7 +189,11 @@ class Evaluation:
     # ------------------------------------------------------------ interpolation
 
     def interpolation(self):
-        """Hidden frames of real clips: upF against baselines that see the same pixels."""
+        """Hidden frames of real clips: upF against baselines that see the same pixels.
+
+        Each as the cascade makes it: what lies beyond the given frames is sampled as `animate` samples it. It
+        is then one of the clips that may be, where their mean would have the higher PSNR.
+        """
         n, size = self.sizes.frames, self.data.sizes[0]
         real = RealClips(self.data, n)
         for skip in SKIPS:
@@ -205,11 +209,11 @@ class Evaluation:
         true = real.frames(size)
         for name, hidden, last in (("forward", torch.arange(2 * half) >= half, half - 1),
                                    ("backward", torch.arange(2 * half) < half, half)):
-            filled = self._fill(true, ~hidden, 1)
+            filled = self._fill(true, ~hidden, 1, self.pipe.configs["interpolation"].extrapolate)
             still = torch.where(hidden.view(1, 1, -1, 1, 1), true[:, :, last:last + 1], true)
             self._compare(f"upF, extrapolation {name}", filled, true, hidden, still)
 
-    def _fill(self, frames, known, skip):
+    def _fill(self, frames, known, skip, settings=None):
         network, config, parts = self.pipe.networks["interpolation"], self.pipe.configs["interpolation"], []
         device, embeds = self.pipe.device, clearest_embeds(self.pipe, frames[:, :, known])
         with autocast(device, self.pipe.precision):
@@ -217,7 +221,8 @@ class Evaluation:
                 part, y_e = (x[start:start + 16].to(device) for x in (frames, embeds))
                 noise = cascade.Noise(self.seed, range(start, start + len(part)), "interpolation", device)
                 filled = cascade.fill_frames(network, config, noise, part[:, None] * 2 - 1, known.to(device),
-                                             y_e, self.data.fps, skip)
+                                             y_e, self.data.fps, skip, settings=settings,
+                                             away_from=self.pipe.single_frames)
                 parts.append(to_unit(filled[:, 0]).float().cpu())
         return torch.cat(parts)
 
@@ -348,7 +353,7 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
     """Write a report (JSON), its table as Markdown and plots beside it, print the table; returns the report.
 
     videos: how many to make; other parts look at fewer in proportion, with `quick` at a fixed few. applied:
-    how many real clips to animate and vary, a quarter of them to extend.
+    how many real clips to animate and vary, half of them to extend.
     record_in_weights: also write every stage's scores into its config.json, where `mavlite info` reads them.
     """
     out, sizes = Path(out), QUICK if quick else FULL
@@ -356,7 +361,7 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
         sizes = replace(sizes, videos=videos, motion=min(videos, sizes.motion)) if quick else in_proportion(
             videos)
     if applied is not None:
-        sizes = replace(sizes, applied=applied, extended=max(1, applied // 4))
+        sizes = replace(sizes, applied=applied, extended=max(1, applied // 2))
     if sizes.applied < 1:
         raise MavliteError(f"{sizes.applied} clips for the applications; they need 1 or more")
     if sizes.videos < 3:
