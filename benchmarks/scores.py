@@ -74,9 +74,9 @@ def row_of(row, aim, undistilled):
 def insert(text, report, undistilled):
     """The text with the table of two reports (dicts, as in report.json) between the marks.
 
-    Reports of other sizes are no comparison, and the column stays empty; rows may count another n, as motion
-    is measured where digits are apart. Raises ValueError when the marks are not there. A score that the
-    report does not have has no row.
+    Where another number of clips was looked at there is no comparison, and the column stays empty; but motion
+    is measured where digits are apart, and counts as many as it finds. Raises ValueError when the marks are
+    not there. A score that the report does not have has no row.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -84,8 +84,9 @@ def insert(text, report, undistilled):
         raise ValueError(f"the text has no {BEGIN.strip()} ... {END}")
     rows, others = ({(row["section"], row["score"], row["unit"]): row for row in one["scores"]}
                     for one in (report, undistilled))
-    if undistilled["sizes"] != report["sizes"]:
-        others = {}
+    same = all(undistilled["sizes"][key] == report["sizes"][key] for key in ("videos", "reference"))
+    others = {key: row for key, row in others.items() if same and key in rows
+              and (row["section"] == "motion" or row["n"] == rows[key]["n"])}
     header = ["part", "score", "value", "95 % interval", "undistilled", "ceiling", "floor", "n", "unit",
               "aim"]
     shown = table(header, [row_of(rows[key], aim, others.get(key))

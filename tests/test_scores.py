@@ -28,13 +28,16 @@ def test_a_score_stands_beside_the_undistilled_cascade_s():
     assert line.split(" | ")[4] == f"{row['value']:.3f}"
 
 
-def test_motion_is_compared_too_though_it_counts_other_clips_but_not_reports_of_other_sizes():
-    row = next(row for row in UNDISTILLED["scores"] if row["score"] == "speed error at 6 fps")
-    fewer = UNDISTILLED | {"sizes": UNDISTILLED["sizes"] | {"videos": 55}}
-    for other, wanted in ((UNDISTILLED, f"{row['value']:.3f}"), (fewer, "")):
-        line, = (line for line in insert(BEGIN + END, REPORT, other).splitlines()
-                 if "speed error at 6 fps" in line)
-        assert line.split(" | ")[4] == wanted
+@pytest.mark.parametrize("score", ["speed error at 6 fps", "SR_h, clean input, more than baseline"])
+def test_what_counts_other_clips_is_compared_in_motion_only(score):
+    row = next(row for row in UNDISTILLED["scores"] if row["score"] == score and row["unit"] != "SSIM")
+    others = [{**one, "n": one["n"] + 1} if one is row else one for one in UNDISTILLED["scores"]]
+    fewer = UNDISTILLED["sizes"] | {"videos": 55}
+    for other, shown in ((UNDISTILLED | {"scores": others}, row["section"] == "motion"),
+                         (UNDISTILLED | {"sizes": fewer}, False)):
+        report = UNDISTILLED | {"scores": [row]}
+        line, = (line for line in insert(BEGIN + END, report, other).splitlines() if score in line)
+        assert line.split(" | ")[4] == (f"{row['value']:.3f}" if shown else "")
 
 
 def test_only_what_is_between_the_marks_changes():
