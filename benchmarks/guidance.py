@@ -22,7 +22,7 @@ from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, synchronize
 from mavlite.digits import load_digits
 from mavlite.errors import MavliteError
-from mavlite.evaluation import motion
+from mavlite.evaluation import identity, motion
 from mavlite.evaluation.accuracy import score
 from mavlite.evaluation.distances import kernel_distance
 from mavlite.evaluation.tracker import track
@@ -89,10 +89,12 @@ class Scores:
     def measure(self, frames, pairs):
         """The cells of a row about key frames (n, c, f, h, w) in [0, 1] that should show `pairs` (n,)."""
         seen = score(self.judge, frames, pairs)
-        m = motion.summary(track(self.tracker, frames), self.pipe.data.fps, seen["log_probabilities"])
+        centres = track(self.tracker, frames)
+        m = motion.summary(centres, self.pipe.data.fps, seen["log_probabilities"],
+                           identity.look(self.judge, frames, centres, motion.separated(centres)))
         distance, (low, high) = kernel_distance(self.reference, embed_clips(self.features, frames))
         return [f"{seen['clip']:.0%}", f"{seen['frame']:.0%}", f"{m['identity_switches']:.0%}",
-                f"{m['speed_error']:.0%}", f"{m['straightness']:.2f}", f"{m['reflection_error']:.1f}",
+                f"{m['changed_in_sight']:.0%}", f"{m['speed_error']:.0%}", f"{m['straightness']:.2f}", f"{m['reflection_error']:.1f}",
                 f"{distance:.2f} ({low:.2f} … {high:.2f})"]
 
 
@@ -115,7 +117,7 @@ def main():
                      f"{seconds:.2f}"])
     rows.append(["(real clips)", "", "", *scores.measure(scores.real, scores.real_pairs), ""])
     header = ["away from", "scale", "until t", "clips right", "frames right", "identity switches",
-              "speed error", "bend, steps", "error after a wall, px", "MM-KVD", "s a clip"]
+              "changed in sight", "speed error", "bend, steps", "error after a wall, px", "MM-KVD", "s a clip"]
     write(f"Key frames drawn once for each of {args.videos} prompts, {config.sample.sampler} with "
           f"{config.sample.steps} steps, `{command_line()}`: "
           f"{machine(scores.pipe.device, scores.pipe.precision)}. MM-KVD is the kernel distance to "

@@ -27,16 +27,17 @@ from mavlite.moving_mnist import (
 
 # How often which fault is rendered.
 FAULTS = {
-    "none": 0.22,
-    "jump": 0.09,                            # one digit goes on elsewhere
+    "none": 0.20,
+    "jump": 0.08,                            # one digit goes on elsewhere
     "turn": 0.09,                            # ... in another direction, far from any wall
-    "identity": 0.14,                        # ... as another digit, at once or by degrees
-    "speed": 0.09,                           # one or both are too slow or too fast for the frame rate
-    "wobble": 0.05,                          # one digit trembles
-    "third": 0.12,                           # a third digit, maybe like one of the two, for a while or always
-    "vanish": 0.06,                          # one digit fades for some frames, or is not there at all
-    "shape": 0.08,                           # one digit is bent, in each frame otherwise
-    "strokes": 0.06,                         # striped or dotted, too thin, too bold or blurred
+    "identity": 0.11,                        # ... as another digit, at once or by degrees
+    "exchange": 0.14,                        # each of the two goes on as the other
+    "speed": 0.08,                           # one or both are too slow or too fast for the frame rate
+    "wobble": 0.04,                          # one digit trembles
+    "third": 0.11,                           # a third digit, maybe like one of the two, for a while or always
+    "vanish": 0.05,                          # one digit fades for some frames, or is not there at all
+    "shape": 0.05,                           # one digit is bent, in each frame otherwise
+    "strokes": 0.05,                         # striped or dotted, too thin, too bold or blurred
 }
 OFTEN_AT_DEFAULT = 0.5                       # share of clips at the rate that most videos are asked for
 RATES = (2.0, 24.0)                          # key frames/s of the others: below, nothing hangs together
@@ -118,6 +119,7 @@ class FaultyClips(UnlabelledClips):
         # ---- what is drawn there
         digits, strange = (simulator.images[t.images].float() / 255 for t in (trajectories, others))
         changed = torch.where(who[:, 0, :, :, None], torch.where(has("vanish", four), 0.0, strange), digits)
+        changed = torch.where(has("exchange", four), digits.flip(1), changed)
         degrees = 1 + (3 * uniform(shape=(-1, 1))).floor()   # frames over which it comes
         ramp = ((frame - first + 1) / degrees).clamp(0, 1)                           # b f
         span = frame < first + 2 + (6 * uniform(shape=(-1, 1))).floor()
@@ -125,7 +127,8 @@ class FaultyClips(UnlabelledClips):
         some = ramp * span
         some = torch.where(coin(shape=(-1, 1)), some, some.flip(1))      # clips may begin with a fault, too
         passing, part = torch.where(always, 1.0, some), uniform(0.4, 1.0, (-1, 1))
-        share = torch.where(coin(0.3, (-1, 1)), ramp * span, ramp) * has("identity")
+        other = has("identity") | has("exchange")
+        share = torch.where(coin(0.3, (-1, 1)), ramp * span, ramp) * other
         share = share + passing * part * has("vanish")                               # b f
         alike = torch.where(coin(shape=(-1, 1, 1)), digits[:, 0], strange[:, 0])
         third = torch.stack([alike, torch.zeros_like(alike)], dim=1)                 # b 2 28 28
@@ -145,7 +148,7 @@ class FaultyClips(UnlabelledClips):
         frames = torch.lerp(frames, inked, (passing * part * has("strokes"))[..., None, None])
 
         at_fault = ((has("jump") | has("turn")) & (frame >= first - 1) & (frame <= first)
-                    | has("identity") & (frame >= first - 1) & (frame <= first + 1)
+                    | other & (frame >= first - 1) & (frame <= first + 1)
                     | has("speed") & (times > changing) | has("wobble")
                     | (has("third") | has("vanish") | has("shape") | has("strokes"))
                     & (passing > 0))

@@ -5,7 +5,7 @@ import torch
 
 from mavlite.digits import load_digits
 from mavlite.faults import BENDS, FAULTS, OFTEN_AT_DEFAULT, RATES, FaultyClips, _bent, _inked
-from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED, box_resize, reflected
+from mavlite.moving_mnist import CANVAS, DIGIT, RANGE, SPEED, box_resize, draw, reflected
 
 COUNT, FRAMES, SIZE, FPS = 1200, 12, 32, 6.0
 
@@ -101,6 +101,19 @@ def test_strange_ink_is_of_seven_kinds_of_which_four_leave_every_second_pixel_ou
     assert bold.mean() > 1.1 * frames[5].mean() and thin.mean() < 0.9 * frames[6].mean()
 
 
+def test_who_is_exchanged_goes_on_as_the_other(clips, pair):
+    rows = of(pair, "exchange").nonzero()[:, 0]
+    trajectories = clips.simulator.trajectories(clips.seed, rows)
+    digits = clips.simulator.images[trajectories.images].float() / 255
+    exchanged = box_resize(draw(digits.flip(1), pair.centres[rows] - DIGIT / 2), SIZE)               # n f s s
+    found, right = pair.frames[rows, 0], pair.right[rows, 0]
+    as_other = ((found - exchanged).flatten(2).abs().amax(dim=2) < 1e-4)             # n f
+    as_before = ((found - right).flatten(2).abs().amax(dim=2) < 1e-4)
+    assert as_other.any(dim=1).float().mean() > 0.6          # some only begin to, or do so at the very end
+    assert ((as_other | as_before).float().mean() > 0.7)     # few frames are in between
+    assert (as_before | pair.at_fault[rows] | as_other | ~as_other.any(dim=1, keepdim=True)).float().mean() > 0.95
+
+
 def test_who_jumps_moves_more_than_speed_allows_there_and_nowhere_else(pair):
     rows = of(pair, "jump")
     step = pair.centres[rows].diff(dim=1).norm(dim=-1).amax(dim=2)                   # n f-1, px
@@ -111,7 +124,8 @@ def test_who_jumps_moves_more_than_speed_allows_there_and_nowhere_else(pair):
     assert (step > allowed)[there].float().mean() > 0.6      # some jump along their way, or back
 
 
-@pytest.mark.parametrize("fault", ["none", "turn", "identity", "third", "vanish", "shape", "strokes"])
+@pytest.mark.parametrize("fault", ["none", "turn", "identity", "exchange", "third", "vanish", "shape",
+                                   "strokes"])
 def test_the_others_keep_their_speed(pair, fault):
     rows = of(pair, fault)
     step = pair.centres[rows].diff(dim=1).norm(dim=-1)                               # n f-1 2

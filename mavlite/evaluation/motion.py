@@ -12,7 +12,9 @@ import math
 
 import torch
 
+from mavlite.evaluation import identity
 from mavlite.evaluation.accuracy import interval
+from mavlite.evaluation.identity import SURE
 from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import decode
 from mavlite.evaluation.tracker import match, track
@@ -24,7 +26,6 @@ APART = 20                                   # px: boxes that far apart overlap 
 SLACK = 1.0                                  # px: errors of 0.5 px in both frames of a step
 WINDOW = 0.25                                # s, over which speed is measured
 STILL = SPEED / 4                            # px/s
-SURE = 0.9                                   # probability of a judge that has no doubts
 
 
 # ---------------------------------------------------------------- what can be trusted
@@ -154,10 +155,10 @@ def median_interval(values):
     return (ordered[k - 1].item(), ordered[n - k].item()) if k else None
 
 
-def summary(centres, fps, log_probabilities=None):
+def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
     """Every measure as {name: value, name_count: count}, plain numbers for JSON; `speed` is in px/s.
 
-    Measures of whole clips have a `name_interval` of 95 % as well: clips are independent, steps are not.
+    changed_in_sight: what `identity.look` says of the same clips. Measures of whole clips have a `name_interval` of 95 % as well: clips are independent, steps are not.
     """
     measures = {
         "speed": median(clip_speeds(centres, fps)),
@@ -168,7 +169,10 @@ def summary(centres, fps, log_probabilities=None):
     }
     if log_probabilities is not None:
         measures["identity_switches"] = identity_switches(log_probabilities, centres)
-    shares = {name: interval(*measures[name]) for name in ("still_share", "identity_switches")
+    if changed_in_sight is not None:
+        measures["changed_in_sight"] = changed_in_sight
+    shares = {name: interval(*measures[name])
+              for name in ("still_share", "identity_switches", "changed_in_sight")
               if measures.get(name, (0, 0))[1]}
     errors = (clip_speeds(centres, fps) - SPEED).abs() / SPEED
     intervals = {**shares, "speed_error": median_interval(errors)}
@@ -180,8 +184,8 @@ def summary(centres, fps, log_probabilities=None):
 # ---------------------------------------------------------------- the report's part
 
 RATES = (3, 6, 12, 24)                       # key-frame rates at which motion is measured
-NAMES = {"speed_error": "share", "identity_switches": "clips", "straightness": "share",
-         "reflection_error": "px", "still_share": "clips"}                           # and their units
+NAMES = {"speed_error": "share", "identity_switches": "clips", "changed_in_sight": "clips",
+         "straightness": "share", "reflection_error": "px", "still_share": "clips"}  # and their units
 
 
 def measure(e):
@@ -200,7 +204,8 @@ def measure(e):
         entry, true = {"fps": fps, "clips": n}, real.centres(fps)
         for which, frames in (("real", real.frames(e.data.sizes[0], fps)), ("generated", made)):
             centres = track(e.tracker, frames)
-            entry[which] = summary(centres, fps, judge_clips(e.judge, frames))
+            seen = identity.look(e.judge, frames, centres, separated(centres))
+            entry[which] = summary(centres, fps, judge_clips(e.judge, frames), seen)
             if which == "real":
                 entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
         e.add("motion", f"tracker error on real clips at {fps} fps", entry["tracker error, px"], n, unit="px",

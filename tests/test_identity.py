@@ -1,0 +1,99 @@
+"""Do digits stay who they are? Names of each digit alone, from one meeting of the two to the next."""
+
+import pytest
+import torch
+
+from mavlite.evaluation.identity import DOUBLES, alone, changed_in_sight, in_order, look
+from mavlite.evaluation.judge import pair_logits
+from mavlite.moving_mnist import CANVAS
+
+APART = torch.tensor([[True, True, True, False, True, True]])
+
+
+def named(first, second, p=0.99):
+    """The judge's log-probabilities (1, f, 2, 55) for two strings of digits, one a frame; '.' is no idea."""
+    log_p = torch.full((1, len(first), 2, 55), (1 - p) / 54).log()
+    for k, digits in enumerate((first, second)):
+        for i, digit in enumerate(digits):
+            if digit == ".":
+                log_p[0, i, k] = torch.zeros(55).log_softmax(dim=-1)
+            else:
+                log_p[0, i, k, DOUBLES[int(digit)]] = torch.tensor(p).log()
+    return log_p
+
+
+@pytest.mark.parametrize("first, second, share, told", [
+    ("222222", "666666", 0, 1),                              # nothing happens
+    ("226666", "662222", 1, 1),                              # they exchange in sight: the pair stays
+    ("222.66", "666.22", 0, 1),                              # ... while one hides the other: not asked
+    ("222222", "666688", 0, 1),                              # another digit after the meeting
+    ("222277", "666666", 0, 1),
+    ("222227", "666666", 1, 1),                              # ... and after that, in sight
+    ("2.7...", "......", 1, 1),                              # unsure in between, and still not hidden
+    ("2..7..", "......", 0, 0),                              # one name at most in each span: cannot tell
+    ("......", "......", 0, 0),
+])
+def test_names_must_stay_from_one_meeting_to_the_next(first, second, share, told):
+    assert changed_in_sight(named(first, second), APART) == (share, told)
+
+
+def test_a_judge_in_doubt_names_nobody():
+    assert changed_in_sight(named("226666", "662222", p=0.89), APART) == (0, 0)
+
+
+def test_the_share_is_of_the_clips_that_can_tell():
+    clips = [named("222222", "666666"), named("226666", "662222"), named("......", "......")]
+    assert changed_in_sight(torch.cat(clips), APART.expand(3, -1)) == (0.5, 2)
+
+
+def test_order_is_kept_where_a_tracker_turns_it_round():
+    way = torch.linspace(0, 1, 6)[:, None]
+    true = torch.stack([way * torch.tensor([10.0, 3.0]) + 15, way * torch.tensor([-5.0, 8.0]) + 40], dim=1)[None]
+    found = true.clone()
+    found[:, 2:4] = true[:, 2:4].flip(2)
+    found[:, 5:] = true[:, 5:].flip(2)
+    assert torch.equal(in_order(found), true)
+    assert torch.equal(in_order(found.flip(2)), true.flip(2))
+
+
+def test_each_digit_alone_is_shown_twice_and_the_other_not_at_all():
+    frames = torch.zeros(1, 1, 2, CANVAS, CANVAS)
+    frames[..., 14:22, 20:24] = 0.5                          # an upright bar of 8 x 4 ...
+    frames[..., 40:44, 30:46] = 1.0                          # ... and a lying one of 4 x 16
+    centres = torch.tensor([[18.0, 22.0], [42.0, 38.0]]).expand(1, 2, 2, 2)
+    shown = alone(frames, centres)                           # 1 2 2 64 64
+    upright, lying = torch.zeros(2, CANVAS, CANVAS)
+    for at in (16, 48):
+        upright[at - 4:at + 4, at - 2:at + 2] = 0.5
+        lying[at - 2:at + 2, at - 8:at + 8] = 1.0
+    assert torch.allclose(shown[0, :, 0], upright.expand(2, -1, -1), atol=1e-5)
+    assert torch.allclose(shown[0, :, 1], lying.expand(2, -1, -1), atol=1e-5)
+
+
+def test_small_and_coloured_clips_are_looked_at_as_the_judge_does():
+    frames = torch.rand(1, 1, 3, 32, 32)
+    centres = torch.tensor([[15.0, 15.0], [45.0, 45.0]]).expand(1, 3, 2, 2)
+    grey = alone(frames, centres)
+    assert torch.allclose(alone(frames.expand(-1, 3, -1, -1, -1), centres), grey, atol=1e-6)
+    assert grey.shape == (1, 3, 2, CANVAS, CANVAS) and grey.min() >= 0 and grey.max() <= 1
+
+
+def test_a_look_at_clips_whose_two_blocks_exchange_their_shades():
+    class Shades(torch.nn.Module):                           # calls a bright block 1 and a dim one 0
+        def __init__(self):
+            super().__init__()
+            self.none = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, frames):
+            bright = frames.amax(dim=(1, 2, 3)) > 0.7
+            double = torch.full((len(frames), 10), -30.0)
+            double[range(len(frames)), bright.long()] = 30.0
+            return pair_logits(torch.full((len(frames), 10), -30.0), double)
+
+    frames = torch.zeros(2, 1, 4, CANVAS, CANVAS)
+    frames[..., 10:20, 10:20], frames[..., 40:50, 40:50] = 1.0, 0.4
+    frames[1, :, 2:, 10:20, 10:20], frames[1, :, 2:, 40:50, 40:50] = 0.4, 1.0        # exchanged half way
+    centres = torch.tensor([[15.0, 15.0], [45.0, 45.0]]).expand(2, 4, 2, 2)
+    apart = torch.ones(2, 4, dtype=torch.bool)
+    assert look(Shades(), frames, centres, apart) == (0.5, 2)
+    assert look(Shades(), frames[:1], centres[:1], apart[:1]) == (0, 1)
