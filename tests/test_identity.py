@@ -48,7 +48,8 @@ def test_the_share_is_of_the_clips_that_can_tell():
 
 def test_order_is_kept_where_a_tracker_turns_it_round():
     way = torch.linspace(0, 1, 6)[:, None]
-    true = torch.stack([way * torch.tensor([10.0, 3.0]) + 15, way * torch.tensor([-5.0, 8.0]) + 40], dim=1)[None]
+    ways = [way * torch.tensor([10.0, 3.0]) + 15, way * torch.tensor([-5.0, 8.0]) + 40]
+    true = torch.stack(ways, dim=1)[None]
     found = true.clone()
     found[:, 2:4] = true[:, 2:4].flip(2)
     found[:, 5:] = true[:, 5:].flip(2)

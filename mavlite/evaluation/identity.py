@@ -56,7 +56,7 @@ def in_order(centres):
 
 
 def changed_in_sight(log_probabilities, apart):
-    """Share of clips in which a digit becomes another while the two are apart: (share, clips that could tell).
+    """Share of clips in which a digit becomes another while the two are apart: (share, clips that can tell).
 
     log_probabilities (b, f, 2, 55): the judge's of `alone`, digits `in_order`. apart: bool (b, f). From one
     meeting of the digits to the next, what is named with a probability above 0.9 must stay the same, and a
@@ -65,7 +65,7 @@ def changed_in_sight(log_probabilities, apart):
     """
     best, digit = log_probabilities[..., DOUBLES].max(dim=-1)                        # b f 2
     sure = apart[..., None] & (best > math.log(SURE))
-    run = (~apart).cumsum(dim=1)[..., None].expand_as(digit)                         # b f 2: which span of time
+    run = (~apart).cumsum(dim=1)[..., None].expand_as(digit)                         # b f 2: span of time
     b, f = apart.shape
 
     def of_runs(values, start, reduce):

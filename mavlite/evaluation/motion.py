@@ -158,7 +158,8 @@ def median_interval(values):
 def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
     """Every measure as {name: value, name_count: count}, plain numbers for JSON; `speed` is in px/s.
 
-    changed_in_sight: what `identity.look` says of the same clips. Measures of whole clips have a `name_interval` of 95 % as well: clips are independent, steps are not.
+    changed_in_sight: what `identity.look` says of the same clips. Measures of whole clips have a
+    `name_interval` of 95 % as well: clips are independent, steps are not.
     """
     measures = {
         "speed": median(clip_speeds(centres, fps)),
