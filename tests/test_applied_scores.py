@@ -144,6 +144,13 @@ def truth(monkeypatch):
         log_p[torch.arange(len(frames)), :, real.pairs[:len(frames)]] = 0
         return log_p
 
+    def judge_digits(judge, both):                           # b 1 (f 2) h w: one digit, then the other
+        log_p = torch.full((len(both), both.shape[2], 55), -5.0)
+        for row, pair in enumerate(real.pairs[:len(both)].tolist()):
+            for k, digit in enumerate(PAIRS[pair]):
+                log_p[row, k::2, PAIRS.index((digit, digit))] = 0
+        return log_p
+
     def track(tracker, frames):
         fps = torch.full((2,), 6.0)
         centres = LabelledClips.centres(real.clips, real.indices, fps, frames.shape[2])
@@ -151,6 +158,7 @@ def truth(monkeypatch):
         return centres if moves else centres[:, :1].expand_as(centres)
     for module in ("mavlite.evaluation.applications", "mavlite.evaluation.accuracy"):
         monkeypatch.setattr(f"{module}.judge_clips", judge_clips)
+    monkeypatch.setattr("mavlite.evaluation.identity.judge_clips", judge_digits)
     monkeypatch.setattr("mavlite.evaluation.applications.track", track)
     monkeypatch.setattr(Rows, "judge", None, raising=False)
     monkeypatch.setattr(Rows, "tracker", None, raising=False)
@@ -160,6 +168,8 @@ def test_a_perfect_cascade_scores_as_real_clips_do(truth):
     e = Rows()
     applications.animation(e)
     applications.variation(e)
+    seen = e.rows["animation", "changed in sight"]
+    assert seen["value"] == 0 and seen["n"] == 2
     table = applications.extension(e)["extension"]
     copied = e.rows.pop(("variation", "likeness to the given clip"))     # what it is given it gives back
     assert copied["value"] == copied["floor"] == 100 and 5 < copied["ceiling"] < 20

@@ -12,7 +12,7 @@ import torch
 
 from mavlite import cascade
 from mavlite.device import autocast
-from mavlite.evaluation import fidelity, motion
+from mavlite.evaluation import fidelity, identity, motion
 from mavlite.evaluation.accuracy import interval, score
 from mavlite.evaluation.judge import judge_clips, pooled
 from mavlite.evaluation.samples import RealClips, decode, image_embeds, matched_clips
@@ -101,6 +101,16 @@ def _kept(e, section, stage, made, true, pairs):
     e.add(section, "both digits kept, frame by frame", found["frame"], len(pairs), unit="frames",
           ceiling=real["frame"], floor=CHANCE)
     _still(e, section, "stands still", stage, made, true)
+    (changed, n), (real, told) = _changed(e, made), _changed(e, true)
+    if n:
+        e.add(section, "changed in sight", changed, n, unit="clips", stage=stage,
+              interval=interval(changed, n), ceiling=real if told else None, floor=1.0)
+
+
+def _changed(e, frames):
+    """`identity.look` at key-time clips."""
+    centres = track(e.tracker, frames)
+    return identity.look(e.judge, frames, centres, motion.separated(centres))
 
 
 def _still(e, section, name, stage, made, true):

@@ -84,8 +84,10 @@ def _show_clips(clips, rates, names, columns):
     fps = min(max(rates), 50)                                # viewers play no GIF faster
     seconds = max(clip.shape[1] / rate for clip, rate in zip(clips, rates))
     times = torch.arange(max(1, round(seconds * fps))) / fps
-    cells = [_with_caption(_enlarged(clip[:, (times * rate + 1e-4).long() % clip.shape[1]]), name)
-             for clip, rate, name in zip(clips, rates, names)]                       # f h w 3 each
+    cells = [_enlarged(clip[:, (times * rate + 1e-4).long() % clip.shape[1]])
+             for clip, rate in zip(clips, rates)]                                    # f h w 3 each
+    if any(names):
+        cells = [_with_caption(cell, name) for cell, name in zip(cells, names)]
     high, wide = (max(cell.shape[axis] for cell in cells) for axis in (1, 2))
     cells = [np.pad(cell, [(0, 0), (0, high - cell.shape[1]), (0, wide - cell.shape[2]), (0, 0)],
                     constant_values=GAP) for cell in cells]
