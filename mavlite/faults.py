@@ -30,14 +30,14 @@ FAULTS = {
     "none": 0.20,
     "jump": 0.08,                            # one digit goes on elsewhere
     "turn": 0.09,                            # ... in another direction, far from any wall
-    "identity": 0.11,                        # ... as another digit, at once or by degrees
-    "exchange": 0.14,                        # each of the two goes on as the other
-    "speed": 0.08,                           # one or both are too slow or too fast for the frame rate
-    "wobble": 0.04,                          # one digit trembles
+    "identity": 0.10,                        # ... as another digit, at once or by degrees
+    "exchange": 0.20,                        # each of the two goes on as the other, at once
+    "speed": 0.07,                           # one or both are too slow or too fast for the frame rate
+    "wobble": 0.03,                          # one digit trembles
     "third": 0.11,                           # a third digit, maybe like one of the two, for a while or always
-    "vanish": 0.05,                          # one digit fades for some frames, or is not there at all
-    "shape": 0.05,                           # one digit is bent, in each frame otherwise
-    "strokes": 0.05,                         # striped or dotted, too thin, too bold or blurred
+    "vanish": 0.04,                          # one digit fades for some frames, or is not there at all
+    "shape": 0.04,                           # one digit is bent, in each frame otherwise
+    "strokes": 0.04,                         # striped or dotted, too thin, too bold or blurred
 }
 OFTEN_AT_DEFAULT = 0.5                       # share of clips at the rate that most videos are asked for
 RATES = (2.0, 24.0)                          # key frames/s of the others: below, nothing hangs together
@@ -121,6 +121,7 @@ class FaultyClips(UnlabelledClips):
         changed = torch.where(who[:, 0, :, :, None], torch.where(has("vanish", four), 0.0, strange), digits)
         changed = torch.where(has("exchange", four), digits.flip(1), changed)
         degrees = 1 + (3 * uniform(shape=(-1, 1))).floor()   # frames over which it comes
+        degrees = torch.where(has("exchange"), 1, degrees)   # cross-fading would be seen without a look at who
         ramp = ((frame - first + 1) / degrees).clamp(0, 1)                           # b f
         span = frame < first + 2 + (6 * uniform(shape=(-1, 1))).floor()
         always = coin(0.4, (-1, 1))
