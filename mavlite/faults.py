@@ -121,7 +121,7 @@ class FaultyClips(UnlabelledClips):
         changed = torch.where(who[:, 0, :, :, None], torch.where(has("vanish", four), 0.0, strange), digits)
         changed = torch.where(has("exchange", four), digits.flip(1), changed)
         degrees = 1 + (3 * uniform(shape=(-1, 1))).floor()   # frames over which it comes
-        degrees = torch.where(has("exchange"), 1, degrees)   # cross-fading would be seen without a look at who
+        degrees = torch.where(has("exchange"), 1, degrees)   # a cross-fade would show without a look at who
         ramp = ((frame - first + 1) / degrees).clamp(0, 1)                           # b f
         span = frame < first + 2 + (6 * uniform(shape=(-1, 1))).floor()
         always = coin(0.4, (-1, 1))

@@ -65,37 +65,13 @@ def known_frames(u, skip, num_frames):
     """
     i = torch.arange(num_frames, device=skip.device)
     kind, count = u["kind"][:, None], 1 + (u["count"] * (num_frames // 2)).long()[:, None]
-    one, (first, second) = (u["first"] * num_frames).long()[:, None], two_frames(u, num_frames)
+    first = (u["first"] * num_frames).long()[:, None]
+    second = (first + 1 + (u["second"] * (num_frames - 1)).long()[:, None]) % num_frames
     mask = i % skip[:, None] == 0
     mask = torch.where(kind > REGULAR, i < count, mask)
     mask = torch.where(kind > 0.6, i >= num_frames - count, mask)
-    mask = torch.where(kind > 0.7, i == one, mask)
+    mask = torch.where(kind > 0.7, i == first, mask)
     return torch.where(kind > TWO, (i == first) | (i == second), mask)
-
-
-def two_frames(u, num_frames):
-    """Any two frames, by uniform numbers u["first"], u["second"] (b,): the earlier and the later, (b, 1)."""
-    first = (u["first"] * num_frames).long()[:, None]
-    second = (first + 1 + (u["second"] * (num_frames - 1)).long()[:, None]) % num_frames
-    return torch.minimum(first, second), torch.maximum(first, second)
-
-
-NEAR, SHARE_NEAR = (0.15, 0.8), 0.75         # s: digits go 5 to 29 px, and a wall is met once at most
-
-
-def near_in_time(u, num_frames, data: DataConfig):
-    """Windows whose two given frames are so near in time that what is between can be inferred, as they are
-    of three such windows in four: (bool (b, 1), their rates (b,), the hidden frames between bool (b, f)).
-
-    What lies beyond two frames, or between two that are seconds apart, nobody can know, and it would be most
-    of what is learned from. u: as in `known_frames`.
-    """
-    first, second = two_frames(u, num_frames)
-    i = torch.arange(num_frames, device=first.device)
-    (low, high), count = NEAR, u["count"] / SHARE_NEAR       # a number that such windows have no use for
-    rates = (second - first)[:, 0] / (low * (high / low) ** count)
-    near = (u["kind"] > TWO) & (count < 1)
-    return near[:, None], rates.clamp(*data.fps_range), (i > first) & (i < second)
 
 
 def degrade(low, blur, noise_level, noise):
@@ -271,19 +247,16 @@ class InterpolationObjective(Objective):
         if contest is not None:
             u["kind"] = REGULAR + (TWO - REGULAR) * u["kind"]
         elif self.contest is not None:
-            rest = (u["kind"] - REGULAR) / (1 - REGULAR)     # of other windows, two given frames are hardest
-            u["kind"] = torch.where(u["kind"] > REGULAR, TWO + (1 - TWO) * rest, u["kind"])
-        near, rates, between = near_in_time(u, self.data.num_frames, self.data)
-        fps = torch.where(near[:, 0], rates, fps).to(fps.dtype)
+            u["kind"] = (1 - TWO + REGULAR) * u["kind"]
+            u["kind"] = torch.where(u["kind"] > REGULAR, u["kind"] + TWO - REGULAR, u["kind"])
         skip = 2 + (u["skip"] * (self.data.max_frame_skip - 1)).long()
         skip = torch.where(u["kind"] > REGULAR, 1, skip)     # extrapolation works on the key-frame grid
         frames, _ = self.clips.clips(batch.indices, fps * skip, self.data.num_frames, self.size)
         known = known_frames(u, skip, self.data.num_frames)
-        hidden = torch.where(near, between, ~known)
-        known, hidden = (rearrange(x, "b f -> b 1 f 1 1").to(self.dtype) for x in (known, hidden))
+        known = rearrange(known, "b f -> b 1 f 1 1").to(self.dtype)
         x_0 = frames * 2 - 1
         concat = torch.cat([x_0 * known, known.expand(-1, 1, -1, *x_0.shape[-2:])], dim=1)
-        return self.diffuse(network, x_0, draws, weight=hidden, contest=contest, concat=concat,
+        return self.diffuse(network, x_0, draws, weight=1 - known, contest=contest, concat=concat,
                             image_embeds=self.condition(batch.indices), drop=self.drop(draws),
                             fps=fps.log(), frame_skip=skip.to(self.dtype).log())
 

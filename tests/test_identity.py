@@ -95,6 +95,5 @@ def test_a_look_at_clips_whose_two_blocks_exchange_their_shades():
     frames[..., 10:20, 10:20], frames[..., 40:50, 40:50] = 1.0, 0.4
     frames[1, :, 2:, 10:20, 10:20], frames[1, :, 2:, 40:50, 40:50] = 0.4, 1.0        # exchanged half way
     centres = torch.tensor([[15.0, 15.0], [45.0, 45.0]]).expand(2, 4, 2, 2)
-    apart = torch.ones(2, 4, dtype=torch.bool)
-    assert look(Shades(), frames, centres, apart) == (0.5, 2)
-    assert look(Shades(), frames[:1], centres[:1], apart[:1]) == (0, 1)
+    assert look(Shades(), frames, centres) == (0.5, 2)
+    assert look(Shades(), frames[:1], centres[:1]) == (0, 1)

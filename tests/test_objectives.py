@@ -12,15 +12,11 @@ from mavlite.config import DataConfig
 from mavlite.digits import Digits, load_digits
 from mavlite.moving_mnist import box_resize
 from mavlite.objectives import (
-    NEAR,
     OBJECTIVES,
-    SHARE_NEAR,
-    TWO,
     degrade,
     draw_fps,
     frames_per_sample,
     known_frames,
-    near_in_time,
     upsample,
     with_default,
 )
@@ -216,26 +212,6 @@ def test_other_windows_know_a_start_an_end_one_frame_or_two():
 def test_every_window_knows_a_frame_and_hides_one():
     known = masks().sum(dim=1)
     assert known.min() >= 1 and known.max() < 16
-
-
-def test_most_windows_given_two_frames_are_drawn_where_the_way_between_can_be_inferred(build):
-    _, objective = build("interpolation")
-    u = {name: torch.rand(20000) for name in ("kind", "count", "first", "second")}
-    near, rates, between = near_in_time(u, 16, objective.data)
-    two = u["kind"] > TWO
-    assert not near[~two].any() and near[two].float().mean().item() == pytest.approx(SHARE_NEAR, abs=0.02)
-    rows = near[:, 0]
-    known = known_frames(u, torch.ones(20000, dtype=torch.long), 16)[rows]
-    first, last = known.int().argmax(dim=1), 15 - known.flip(1).int().argmax(dim=1)
-    assert torch.equal(between[rows].sum(dim=1), last - first - 1) and not (between[rows] & known).any()
-    seconds, (low, high) = (last - first) / rates[rows], objective.data.fps_range
-    inside = (rates[rows] > low) & (rates[rows] < high)      # of the range of rates, not at its border
-    assert (seconds[inside] > NEAR[0] - 1e-4).all() and (seconds[inside] < NEAR[1] + 1e-4).all()
-    assert (seconds <= NEAR[1] + 1e-4).all() and low <= rates[rows].min() and rates[rows].max() <= high
-    median = (NEAR[0] * NEAR[1]) ** 0.5                      # log-uniform
-    assert (last - first)[last - first > 12].numel() > 100
-    wide = last - first > 12
-    assert seconds[wide].median().item() == pytest.approx(max(median, 13.5 / high), rel=0.15)
 
 
 def test_the_interpolation_network_sees_known_frames_and_the_mask(record):

@@ -101,16 +101,10 @@ def _kept(e, section, stage, made, true, pairs):
     e.add(section, "both digits kept, frame by frame", found["frame"], len(pairs), unit="frames",
           ceiling=real["frame"], floor=CHANCE)
     _still(e, section, "stands still", stage, made, true)
-    (changed, n), (real, told) = _changed(e, made), _changed(e, true)
+    (changed, n), (real, told) = (identity.look(e.judge, x, track(e.tracker, x)) for x in (made, true))
     if n:
         e.add(section, "changed in sight", changed, n, unit="clips", stage=stage,
               interval=interval(changed, n), ceiling=real if told else None, floor=1.0)
-
-
-def _changed(e, frames):
-    """`identity.look` at key-time clips."""
-    centres = track(e.tracker, frames)
-    return identity.look(e.judge, frames, centres, motion.separated(centres))
 
 
 def _still(e, section, name, stage, made, true):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mavlite.evaluation.judge import JUDGE_SIZE, judge_clips, resize
+from mavlite.evaluation.tracker import separated
 from mavlite.moving_mnist import CANVAS
 from mavlite.prompts import PAIRS
 
@@ -77,8 +78,8 @@ def changed_in_sight(log_probabilities, apart):
     return (changed.float().mean().item() if len(changed) else 0.0), len(changed)
 
 
-def look(judge, frames, centres, apart):
+def look(judge, frames, centres):
     """`changed_in_sight` of clips (b, c, f, h, w) in [0, 1] with tracked centres (b, f, 2, 2) px."""
     digits = alone(frames.float().cpu(), in_order(centres))                          # b f 2 64 64
     said = judge_clips(judge, digits.flatten(1, 2)[:, None])                         # b (f 2) 55
-    return changed_in_sight(said.unflatten(1, digits.shape[1:3]), apart)
+    return changed_in_sight(said.unflatten(1, digits.shape[1:3]), separated(centres))

@@ -17,23 +17,17 @@ from mavlite.evaluation.accuracy import interval
 from mavlite.evaluation.identity import SURE
 from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import decode
-from mavlite.evaluation.tracker import match, track
+from mavlite.evaluation.tracker import match, separated, track
 from mavlite.moving_mnist import CANVAS, DIGIT, SPEED, reflected
 from mavlite.pipeline import CANDIDATES
 
 LOW, HIGH = DIGIT / 2, CANVAS - DIGIT / 2    # px, where a centre meets a wall: 14 and 50
-APART = 20                                   # px: boxes that far apart overlap little
 SLACK = 1.0                                  # px: errors of 0.5 px in both frames of a step
 WINDOW = 0.25                                # s, over which speed is measured
 STILL = SPEED / 4                            # px/s
 
 
 # ---------------------------------------------------------------- what can be trusted
-
-def separated(centres):
-    """Frames in which the two boxes overlap little: Chebyshev distance >= 20 px -> bool (b, f)."""
-    return (centres[:, :, 0] - centres[:, :, 1]).abs().amax(dim=-1) >= APART
-
 
 def bounce_free(centres, fps):
     """Steps in which surely no wall was met -> bool (b, f-1, 2).
@@ -205,7 +199,7 @@ def measure(e):
         entry, true = {"fps": fps, "clips": n}, real.centres(fps)
         for which, frames in (("real", real.frames(e.data.sizes[0], fps)), ("generated", made)):
             centres = track(e.tracker, frames)
-            seen = identity.look(e.judge, frames, centres, separated(centres))
+            seen = identity.look(e.judge, frames, centres)
             entry[which] = summary(centres, fps, judge_clips(e.judge, frames), seen)
             if which == "real":
                 entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
