@@ -3,8 +3,9 @@
     python -m benchmarks.candidates [--videos 55] [--candidates 8] [--out docs/candidates.md]
 
 D^t draws every candidate of every prompt to the end, and what C thinks of it is noted in every step; at the
-last, what the critic thinks, too. What a choice among fewer, or at another step, would have given follows
-without drawing again: for 4 of 8 it is the mean over all 70 ways to pick them.
+last, whether each digit stays who it is, and what the critic thinks, too. What a choice among fewer, or at
+another step, would have given follows without drawing again: for 4 of 8 it is the mean over all 70 ways to
+pick them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast
 from mavlite.diffusion import Diffusion
 from mavlite.errors import MavliteError
-from mavlite.evaluation import motion
+from mavlite.evaluation import identity, motion
 from mavlite.evaluation.accuracy import score
 from mavlite.evaluation.tracker import track
 from mavlite.flat_memory import in_batches
@@ -38,24 +39,25 @@ SEED = 40_000                                # of the noise: no video of the rep
 
 
 def look(judge, tracker, keys, pair, fps):
-    """One clip's key frames (c, f, h, w) in [0, 1] -> four numbers: whether the judge finds the `pair`, in
-    which share of single frames, whether one digit becomes another, and the error of their speed as a share
-    of what it should be. NaN where that cannot be told.
+    """One clip's key frames (c, f, h, w) in [0, 1] -> five numbers: whether the judge finds the `pair`, in
+    which share of single frames, whether that pair changes, whether a digit does before one's eyes, and the
+    error of their speed as a share of what it should be. NaN where that cannot be told.
     """
     seen = score(judge, keys[None], torch.tensor([pair]))
     centres = track(tracker, keys[None])
     switched, told = motion.identity_switches(seen["log_probabilities"], centres)
+    changed, seen_twice = identity.look(judge, keys[None], centres)
     errors = (motion.clip_speeds(centres, fps) - SPEED).abs() / SPEED                # of one clip, or of none
     return [seen["clip"], seen["frame"], switched if told else math.nan,
-            errors.item() if len(errors) else math.nan]
+            changed if seen_twice else math.nan, errors.item() if len(errors) else math.nan]
 
 
 @torch.no_grad()
 def draw(pipe, judge, tracker, videos, candidates):
-    """What becomes of every candidate: (close (n, k, steps), merits (n, k), seen (n, k, 4)).
+    """What becomes of every candidate: (close (n, k, steps), merits (n, k, 2), seen (n, k, 5)).
 
-    close: C's closeness of x_0 to the embedding in each step. merits: of the finished clips, with the critic.
-    seen: what `look` says of them.
+    close: C's closeness of x_0 to the embedding in each step. merits: of the finished clips, without the
+    critic and with it. seen: what `look` says of them.
     """
     network, config, clip = pipe.networks["decoder_t"], pipe.configs["decoder_t"], pipe.networks["clip"]
     s, size, fps = config.sample, pipe.data.sizes[0], float(pipe.data.fps)
@@ -77,8 +79,8 @@ def draw(pipe, judge, tracker, videos, candidates):
                           draw_noise=draw_noise,
                           callback=lambda step, x_t, x_0: close.append(closeness(clip, x_0, y_e)[0]))
         seen = [look(judge, tracker, to_unit(one).float(), pair, fps) for one in keys]
-        parts.append((torch.stack(close, dim=1).cpu(), merit(clip, pipe.critic, keys, y_e, fps)[0].cpu(),
-                      torch.tensor(seen)))
+        merits = [merit(clip, critic, keys, y_e, fps)[0] for critic in (None, pipe.critic)]
+        parts.append((torch.stack(close, dim=1).cpu(), torch.stack(merits, dim=1).cpu(), torch.tensor(seen)))
     return tuple(torch.stack(part) for part in zip(*parts))
 
 
@@ -119,18 +121,20 @@ def main():
         steps = {half} if count == 1 else {
             half, *(max(1, quarters * settings.steps // 4) for quarters in (1, 2, 3, 4))}
         ways = [("C", after, close[:, :, after - 1]) for after in sorted(steps)]
+        if count > 1:
+            ways.append(("C, and of each digit", settings.steps, merits[..., 0]))
         if count > 1 and pipe.critic is not None:
-            ways.append(("C and the critic", settings.steps, merits))
+            ways.append(("... and the critic", settings.steps, merits[..., 1]))
         for who, after, scores in ways:
             rows.append([count, *(("", "") if count == 1 else (who, after)),
                          *(f"{chosen(scores, values, count):.1%}" for values in seen.unbind(dim=-1)),
                          evaluations(settings, count, after)])
     write(f"Key frames for {args.videos} prompts, {args.candidates} candidates each, {settings.sampler} with "
           f"{settings.steps} steps, `{command_line()}`: {machine(pipe.device, pipe.precision)}. A guided "
-          "evaluation counts twice. Switches: clips in which one digit becomes another; speed error: the "
-          "mean over clips.\n\n"
+          "evaluation counts twice. Switches: clips in which the pair changes; in sight: in which a digit "
+          "becomes another while the two are apart; speed error: the mean over clips.\n\n"
           + table(["candidates", "chosen by", "after step", "clips right", "frames right", "switches",
-                   "speed error", "evaluations"], rows), args.out)
+                   "in sight", "speed error", "evaluations"], rows), args.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A sampler knows early what it is going to make: about half way from t = 1, x_0 already shows which digits
 there will be. So all candidates walk that far, and the closest to what was asked for walks on alone. (DALL-E
 ranks its finished samples by CLIP: Ramesh et al. 2021, arXiv 2102.12092, 2.6. Make-A-Video says nothing of
-it; docs/candidates.md has what n and half way are worth.) Of finished clips, a critic has a say as well.
+it; docs/candidates.md has what n and half way are worth.) Of finished clips it counts as well whether each
+digit stays who it is, and a critic has a say.
 """
 
 import torch
@@ -13,9 +14,11 @@ from einops import rearrange
 from mavlite.device import full_precision
 from mavlite.faults import RATES
 from mavlite.flat_memory import WINDOWS
+from mavlite.likeness import margins
 
 FEW = 4                                      # steps of a walk that all candidates finish
 FAULT = 1 / 150                              # cosine: what log-odds of a fault cost, a unit
+EXCHANGE = 1 / 3                             # cosine: ... a margin below 0, a unit
 
 
 def closeness(clip, candidates, image_embeds):
@@ -37,20 +40,25 @@ def closeness(clip, candidates, image_embeds):
 def merit(clip, critic, candidates, image_embeds, fps):
     """What n candidates of each video are worth, clips of `fps` frames/s: (b, n).
 
-        closeness - FAULT max over frames (log-odds of a fault, by the critic)
+        closeness - EXCHANGE max over frames max(0, -margin) - FAULT max over frames (log-odds of a fault)
 
-    A clip is no better than its worst frame. Without a critic (None), or at rates of which it knows nothing,
-    closeness alone. candidates (b n) c f h w, image_embeds (b, d): as in `closeness`.
+    A clip is no better than its worst frame. margin: whether a digit stays who it is, by C (likeness.py).
+    Faults: by the critic, unless there is none (None), and at rates of which it knows. candidates (b n) c f h
+    w, image_embeds (b, d): as in `closeness`.
     """
-    close = closeness(clip, candidates, image_embeds)
+    worth = closeness(clip, candidates, image_embeds)
     low, high = RATES
-    if critic is None or not low <= fps <= high:
-        return close
+    costs = []
     with full_precision(candidates.device):
         clips = candidates if candidates.dtype == torch.float64 else candidates.float()
-        worst = [critic(part, part.new_full((len(part),), fps).log())[0].amax(dim=1)
-                 for part in clips.split(WINDOWS)]           # in flat memory
-    return close - FAULT * torch.cat(worst).view_as(close)
+        for part in clips.split(WINDOWS):                    # in flat memory
+            rates = part.new_full((len(part),), fps)
+            exchanged = F.relu(-margins(clip, part, rates))                          # k f-1
+            cost = EXCHANGE * F.pad(exchanged, (1, 0)).amax(dim=1)
+            if critic is not None and low <= fps <= high:
+                cost = cost + FAULT * critic(part, rates.log())[0].amax(dim=1)
+            costs.append(cost)
+    return worth - torch.cat(costs).view_as(worth)
 
 
 def best_candidates(clip, critic, candidates, image_embeds, fps):

@@ -181,15 +181,16 @@ def test_what_a_critic_finds_is_counted(smoke_weights, monkeypatch, tmp_path):
 def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_path):
     pipe = MakeAVideo.from_pretrained(smoke_weights)
     monkeypatch.setattr(candidates, "look", lambda judge, tracker, keys, pair, fps: [
-        keys.mean().item(), keys.max().item(), math.nan, fps])
+        keys.mean().item(), keys.max().item(), math.nan, math.nan, fps])
     close, merits, seen = candidates.draw(pipe, None, None, 2, 3)
     assert close.shape == (2, 3, pipe.configs["decoder_t"].sample.steps)
-    assert merits.shape == (2, 3) and not torch.equal(merits, close[:, :, -1])       # the critic has a say
-    assert seen.shape == (2, 3, 4) and (seen[..., 3] == pipe.data.fps).all()
+    assert merits.shape == (2, 3, 2) and not torch.equal(merits[..., 1], merits[..., 0])     # by the critic
+    assert (merits[..., 0] <= close[:, :, -1] + 1e-6).all()
+    assert seen.shape == (2, 3, 5) and (seen[..., 4] == pipe.data.fps).all()
     mean = seen[..., 0]
     prompts = [make_prompt(*pair, True, False) for pair in PAIRS[:2]]
     keys = pipe(prompts, seed=candidates.SEED, candidates=3).stages["decoder_t"]
-    chosen = merits.argmax(dim=1)
+    chosen = merits[..., 1].argmax(dim=1)
     torch.testing.assert_close(mean[torch.arange(2), chosen], keys.mean(dim=(1, 2, 3, 4)), atol=1e-5, rtol=0)
     out = tmp_path / "candidates.md"
     monkeypatch.undo()
@@ -198,7 +199,7 @@ def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_pa
     candidates.main()
     rows = [line.split(" | ")[:2] for line in out.read_text().splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows] == ["| 1", *["| 2"] * (len(rows) // 2), *["| 3"] * (len(rows) // 2)]
-    assert [row[1] for row in rows[len(rows) // 2:]][-2:] == ["C", "C and the critic"]
+    assert [row[1] for row in rows[len(rows) // 2:]][-2:] == ["C, and of each digit", "... and the critic"]
 
 
 def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tmp_path):

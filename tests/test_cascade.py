@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mavlite.candidates import FAULT, best_candidates, closest_candidates, merit
+from mavlite.candidates import EXCHANGE, FAULT, best_candidates, closeness, closest_candidates, merit
 from mavlite.cascade import (
     Noise,
     extend_keys,
@@ -21,6 +21,7 @@ from mavlite.cascade import (
 from mavlite.config import SampleConfig, load_config
 from mavlite.diffusion import Diffusion
 from mavlite.guidance import single_frames
+from mavlite.likeness import margins
 from mavlite.sampling import SAMPLERS
 from mavlite.stages import build_network
 from mavlite.unet import inflate
@@ -194,6 +195,23 @@ def test_the_clip_whose_frames_are_closest_on_average_is_chosen():
     wanted = 7 * torch.stack([wanted.cos(), wanted.sin()], dim=1)                    # length says nothing
     assert closest_candidates(Brightness(), candidates, wanted).tolist() == [1, 5]
     assert closest_candidates(Brightness(), candidates[:, :, 0], wanted).tolist() == [0, 5]  # one frame
+
+
+def test_the_worst_exchange_of_digits_counts_against_a_clip():
+    clips = torch.zeros(3, 1, 4, 32, 32)
+    clips[..., 4:12, 4:12], clips[..., 20:28, 20:28] = 1.0, 0.5
+    clips[1, :, 2:, 4:12, 4:12], clips[1, :, 2:, 20:28, 20:28] = 0.5, 1.0            # once, for good
+    clips[2, :, 1:3] = clips[1, :, 2:]                                               # there and back
+    clips, wanted = clips * 2 - 1, torch.tensor([[1.0, 0.0]])
+    found = margins(Brightness(), clips, torch.full((3,), 6.0))
+    worst = -found.amin(dim=1)
+    assert worst[0] < 0 and worst[1] == pytest.approx(worst[2].item()) and worst[1] > 0
+    close = closeness(Brightness(), clips, wanted)
+    assert torch.allclose(close, close[:, :1].expand(1, 3), atol=1e-6)               # C alone sees nothing
+    worth = merit(Brightness(), None, clips, wanted, 6.0)
+    assert torch.allclose(worth, close - EXCHANGE * torch.tensor([[0, worst[1], worst[1]]]), atol=1e-6)
+    assert torch.equal(merit(Brightness(), None, clips, wanted, 3.0), close)         # too slow to tell
+    assert merit(Brightness(), None, clips[:, :, :1], wanted, 6.0).shape == (1, 3)
 
 
 def test_the_worst_frame_counts_against_a_clip_where_a_critic_knows_its_rate():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mavlite.evaluation.identity import DOUBLES, alone, changed_in_sight, in_order, look
+from mavlite.evaluation.identity import DOUBLES, alone, changed_in_sight, look
 from mavlite.evaluation.judge import pair_logits
 from mavlite.moving_mnist import CANVAS
 
@@ -44,31 +44,6 @@ def test_a_judge_in_doubt_names_nobody():
 def test_the_share_is_of_the_clips_that_can_tell():
     clips = [named("222222", "666666"), named("226666", "662222"), named("......", "......")]
     assert changed_in_sight(torch.cat(clips), APART.expand(3, -1)) == (0.5, 2)
-
-
-def test_order_is_kept_where_a_tracker_turns_it_round():
-    way = torch.linspace(0, 1, 6)[:, None]
-    ways = [way * torch.tensor([10.0, 3.0]) + 15, way * torch.tensor([-5.0, 8.0]) + 40]
-    true = torch.stack(ways, dim=1)[None]
-    found = true.clone()
-    found[:, 2:4] = true[:, 2:4].flip(2)
-    found[:, 5:] = true[:, 5:].flip(2)
-    assert torch.equal(in_order(found), true)
-    assert torch.equal(in_order(found.flip(2)), true.flip(2))
-
-
-def test_each_digit_alone_is_shown_twice_and_the_other_not_at_all():
-    frames = torch.zeros(1, 1, 2, CANVAS, CANVAS)
-    frames[..., 14:22, 20:24] = 0.5                          # an upright bar of 8 x 4 ...
-    frames[..., 40:44, 30:46] = 1.0                          # ... and a lying one of 4 x 16
-    centres = torch.tensor([[18.0, 22.0], [42.0, 38.0]]).expand(1, 2, 2, 2)
-    shown = alone(frames, centres)                           # 1 2 2 64 64
-    upright, lying = torch.zeros(2, CANVAS, CANVAS)
-    for at in (16, 48):
-        upright[at - 4:at + 4, at - 2:at + 2] = 0.5
-        lying[at - 2:at + 2, at - 8:at + 8] = 1.0
-    assert torch.allclose(shown[0, :, 0], upright.expand(2, -1, -1), atol=1e-5)
-    assert torch.allclose(shown[0, :, 1], lying.expand(2, -1, -1), atol=1e-5)
 
 
 def test_small_and_coloured_clips_are_looked_at_as_the_judge_does():

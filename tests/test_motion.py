@@ -12,7 +12,6 @@ from mavlite.evaluation.motion import (
     identity_switches,
     median_interval,
     reflection_error,
-    separated,
     speed_error,
     speeds,
     still_share,
@@ -20,6 +19,7 @@ from mavlite.evaluation.motion import (
     summary,
 )
 from mavlite.moving_mnist import DIGIT, RANGE, SPEED, MovingMNIST, Trajectories
+from mavlite.two_digits import separated
 
 CLIPS, FRAMES, RATES = 1000, 16, [3.0, 6.0, 12.0, 24.0]
 every_rate = pytest.mark.parametrize("fps", RATES)

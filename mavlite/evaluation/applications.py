@@ -20,6 +20,7 @@ from mavlite.evaluation.tracker import track
 from mavlite.moving_mnist import box_resize
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
+from mavlite.two_digits import separated
 from mavlite.video import Video
 
 CHANCE = 1 / len(PAIRS)
@@ -38,7 +39,7 @@ def measure(e):
 def shown_apart(data, count):
     """`RealClips` of the test split, the first `count` whose first frame shows the digits apart."""
     some = RealClips(data, 8 * count + 32)                   # about a third are
-    return some.only(motion.separated(some.centres())[:, 0].nonzero()[:count, 0].tolist())
+    return some.only(separated(some.centres())[:, 0].nonzero()[:count, 0].tolist())
 
 
 def batches(call, count):

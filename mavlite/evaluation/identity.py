@@ -8,52 +8,22 @@ as a pair of two like itself, which the judge knows how to name.
 import math
 
 import torch
-import torch.nn.functional as F
 
 from mavlite.evaluation.judge import JUDGE_SIZE, judge_clips, resize
-from mavlite.evaluation.tracker import separated
-from mavlite.moving_mnist import CANVAS
 from mavlite.prompts import PAIRS
+from mavlite.two_digits import cut_out, in_order, separated
 
 SURE = 0.9                                   # probability of a judge that has no doubts
-REACH = 20                                   # px: half a digit's diagonal, so no part of a digit is farther
-SHOWN_AT = (16.0, 48.0)                      # px, y and x alike, of the two copies: far enough apart
 DOUBLES = [i for i, (first, second) in enumerate(PAIRS) if first == second]         # 0 and 0, 1 and 1, ...
 
 
 def alone(frames, centres):
     """Each digit of a clip by itself, shown twice: (b, f, 2, 64, 64) in [0, 1], grey.
 
-    frames (b, c, f, h, w) in [0, 1]; centres (b, f, 2, 2) px on the 64-px canvas. A pixel belongs to the
-    digit whose centre is nearer, if within 20 px.
+    frames (b, c, f, h, w) in [0, 1]; centres (b, f, 2, 2) px on the 64-px canvas.
     """
-    b, _, f = frames.shape[:3]
-    grey = (resize(frames.transpose(1, 2).flatten(0, 1), JUDGE_SIZE) + 1) / 2
-    at = torch.arange(CANVAS, device=frames.device) + 0.5
-    canvas = torch.stack(torch.meshgrid(at, at, indexing="ij"), dim=-1)              # 64 64 2, y and x
-    distance = (canvas - centres[..., None, None, :]).norm(dim=-1)                   # b f 2 64 64
-    own = (distance <= distance.flip(2)) & (distance < REACH)
-    cut = (grey.view(b, f, 1, CANVAS, CANVAS) * own).view(-1, 1, CANVAS, CANVAS)
-    copies = []
-    for place in SHOWN_AT:
-        source = canvas + (centres - place)[..., None, None, :]                      # b f 2 64 64 2
-        source = source.flip(-1).view(-1, CANVAS, CANVAS, 2) * (2 / CANVAS) - 1      # as x and y in [-1, 1]
-        copies.append(F.grid_sample(cut, source, align_corners=False))
-    return torch.maximum(*copies).view(b, f, 2, CANVAS, CANVAS)
-
-
-def in_order(centres):
-    """Centres whose digits are called the same in neighbouring frames: (b, f, 2, 2) px, whichever order
-
-        |p_1[t+1] - p_1[t]| + |p_2[t+1] - p_2[t]|
-
-    is smaller in. Between frames with the digits 20 px apart the other is impossible: too far to go.
-    """
-    now, then = centres[:, 1:], centres[:, :-1]
-    turned = ((now.flip(2) - then).norm(dim=-1).sum(dim=-1)
-              < (now - then).norm(dim=-1).sum(dim=-1))                               # b f-1
-    turned = F.pad(turned.cumsum(dim=1) % 2 == 1, (1, 0))                            # b f
-    return torch.where(turned[..., None, None], centres.flip(2), centres)
+    grey = resize(frames.transpose(1, 2).flatten(0, 1), JUDGE_SIZE)[:, 0]            # (b f) h w in [-1, 1]
+    return cut_out((grey + 1) / 2, centres.flatten(0, 1)).unflatten(0, centres.shape[:2])
 
 
 def changed_in_sight(log_probabilities, apart):

@@ -17,9 +17,10 @@ from mavlite.evaluation.accuracy import interval
 from mavlite.evaluation.identity import SURE
 from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import decode
-from mavlite.evaluation.tracker import match, separated, track
+from mavlite.evaluation.tracker import match, track
 from mavlite.moving_mnist import CANVAS, DIGIT, SPEED, reflected
 from mavlite.pipeline import CANDIDATES
+from mavlite.two_digits import separated
 
 LOW, HIGH = DIGIT / 2, CANVAS - DIGIT / 2    # px, where a centre meets a wall: 14 and 50
 SLACK = 1.0                                  # px: errors of 0.5 px in both frames of a step

@@ -12,7 +12,6 @@ from mavlite.config import TrackerConfig
 from mavlite.evaluation.judge import resize
 
 TRACKER_SIZE = 32                            # px: clips of any size are brought to it
-APART = 20                                   # px: boxes that far apart overlap little
 
 
 class Tracker(nn.Module):
@@ -61,8 +60,3 @@ def match(found, true):
     """`found` (b, f, 2, 2) with each clip's digits in the order that fits `true` better."""
     error = [(found - order).norm(dim=-1).mean(dim=(1, 2)) for order in (true, true.flip(2))]        # b each
     return torch.where((error[0] <= error[1])[:, None, None, None], found, found.flip(2))
-
-
-def separated(centres):
-    """Frames in which the two boxes overlap little: Chebyshev distance >= 20 px -> bool (b, f)."""
-    return (centres[:, :, 0] - centres[:, :, 1]).abs().amax(dim=-1) >= APART

@@ -1,0 +1,47 @@
+"""Does each digit stay who it is, from frame to frame? C is asked about each alone.
+
+The mean of C_y over a clip's frames cannot tell: a 2 and a 6 that turn into a 6 and a 2 before one's eyes
+remain a 2 and a 6. And no label is needed to tell: of two digits that are apart in two neighbouring frames,
+each must look more like itself than like the other. Nothing of this is in the paper.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from mavlite.device import full_precision
+from mavlite.moving_mnist import SPEED
+from mavlite.two_digits import APART, cut_out, exchanged_names, separated, two_centres
+
+MOST = 4.0                                   # of a margin: two cosines of 1 less two of -1
+SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apart may have changed places
+SHARPNESS = 5.0
+
+
+def margins(clip, clips, fps):
+    """How much more each digit looks like itself than like the other, a frame on: (b, f-1) in [-4, 4].
+
+        sum_k cosine(e_k[t], e_k[t+1]) - sum_k cosine(e_k[t], e_(3-k)[t+1]),    e_k = C_y(digit k alone)
+
+    Near 2 where both stay, near -2 where they are exchanged, 0 if nothing speaks for either (equal digits).
+    4 where nothing can be told: where the digits are not apart in both frames, or at rates below 3.6
+    frames/s, at which it is not sure who is who. clips (b, c, f, h, w) in [-1, 1], with gradients; fps (b,).
+    """
+    b, f = clips.shape[0], clips.shape[2]
+    with full_precision(clips.device):
+        clips = clips if clips.dtype == torch.float64 else clips.float()
+        grey = ((clips.mean(dim=1) + 1) / 2).clamp(0, 1).flatten(0, 1)               # (b f) h w
+        centres = two_centres(grey.detach())
+        alone = cut_out(grey, centres).flatten(0, 1)[:, None]                        # (b f 2) 1 h w
+        embeds = F.normalize(clip.image_embeds(alone), dim=-1).view(b, f, 2, -1)
+    centres = centres.view(b, f, 2, 2)
+    turned = exchanged_names(centres)[..., None, None]
+    embeds = torch.where(turned, embeds.flip(2), embeds)
+    same = (embeds[:, 1:] * embeds[:, :-1]).sum(dim=(2, 3))                          # b f-1
+    other = (embeds[:, 1:] * embeds[:, :-1].flip(2)).sum(dim=(2, 3))
+    apart = separated(centres) & (fps >= SLOWEST)[:, None]                           # b f
+    return torch.where(apart[:, 1:] & apart[:, :-1], same - other, MOST)
+
+
+def likeness_loss(margins):
+    """What a generator hears of its clips' margins (b, f-1): softplus(-5 margin), the sum over a clip."""
+    return F.softplus(-SHARPNESS * margins).sum(dim=1).mean()

@@ -1,0 +1,89 @@
+"""Where the two digits of a frame are, and what each looks like by itself: geometry, nothing is learned.
+
+Positions are in px of the 64-px canvas, whatever the frames' size.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from mavlite.moving_mnist import CANVAS
+
+APART = 20                                   # px: boxes that far apart overlap little
+REACH = 20                                   # px: half a digit's diagonal, so no part of a digit is farther
+SHOWN_AT = (16.0, 48.0)                      # px, y and x alike, of the two copies: far enough apart
+ROUNDS = 6                                   # of 2-means, which hardly moves any more after that
+
+
+def _places(grey):
+    """The centre of each pixel of frames (n, h, w), y and x: (h, w, 2) px."""
+    y, x = ((torch.arange(n, device=grey.device, dtype=grey.dtype) + 0.5) * (CANVAS / n)
+            for n in grey.shape[1:])
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
+
+
+def two_centres(grey):
+    """The two centres of a frame's ink, by 2-means: (n, h, w) in [0, 1] -> (n, 2, 2) px, y and x.
+
+    It begins one deviation either way along the ink's longest axis, so equal frames have equal centres. Good
+    to 2 px where digits are apart; where they overlap it still cuts the ink in two.
+    """
+    places = _places(grey).flatten(0, 1)                                             # hw 2
+    ink = grey.flatten(1) + 1e-8                             # of an empty frame: the middle
+    ink = ink / ink.sum(dim=1, keepdim=True)                                         # n hw
+    middle = ink @ places                                                            # n 2
+    off = places - middle[:, None]                                                   # n hw 2
+    y, x = off.unbind(dim=-1)
+    yy, xy, xx = ((ink * product).sum(dim=1) for product in (y * y, x * y, x * x))   # the ink's covariance
+    angle = torch.atan2(2 * xy, yy - xx) / 2
+    spread = ((yy + xx) / 2 + (((yy - xx) / 2) ** 2 + xy**2).sqrt()).sqrt()
+    axis = spread[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
+    centres = torch.stack([middle - axis, middle + axis], dim=1)                     # n 2 2
+    for _ in range(ROUNDS):
+        far = (places - centres[:, :, None]).square().sum(dim=-1)                    # n 2 hw
+        first = far[:, 0] <= far[:, 1]
+        own = ink[:, None] * torch.stack([first, ~first], dim=1)                     # n 2 hw
+        centres = own @ places / own.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    return centres
+
+
+def separated(centres):
+    """Frames in which the two boxes overlap little: Chebyshev distance >= 20 px -> bool (b, f)."""
+    return (centres[:, :, 0] - centres[:, :, 1]).abs().amax(dim=-1) >= APART
+
+
+def exchanged_names(centres):
+    """Whether a frame's two centres must change places to go on from the first frame's: bool (b, f).
+
+        |p_1[t+1] - p_1[t]| + |p_2[t+1] - p_2[t]|
+
+    must be the smaller of both orders. Between frames with the digits 20 px apart the other is impossible:
+    too far to go.
+    """
+    now, then = centres[:, 1:], centres[:, :-1]
+    turned = ((now.flip(2) - then).norm(dim=-1).sum(dim=-1)
+              < (now - then).norm(dim=-1).sum(dim=-1))                               # b f-1
+    return F.pad(turned.cumsum(dim=1) % 2 == 1, (1, 0))
+
+
+def in_order(centres):
+    """Centres (b, f, 2, 2) px whose digits are called the same in neighbouring frames."""
+    return torch.where(exchanged_names(centres)[..., None, None], centres.flip(2), centres)
+
+
+def cut_out(grey, centres):
+    """Each digit of a frame by itself, shown twice: (n, h, w) in [0, 1], (n, 2, 2) px -> (n, 2, h, w).
+
+    A pixel belongs to the digit whose centre is nearer, if within 20 px. Two copies, since who has learnt to
+    look at pairs knows how to name a pair of equals.
+    """
+    n, h, w = grey.shape
+    places, centres = _places(grey), centres.to(grey.dtype)                          # h w 2
+    distance = (places - centres[:, :, None, None]).norm(dim=-1)                     # n 2 h w
+    own = (distance <= distance.flip(1)) & (distance < REACH)
+    cut = (grey[:, None] * own).view(-1, 1, h, w)
+    copies = []
+    for place in SHOWN_AT:
+        source = places + (centres - place)[:, :, None, None]                        # n 2 h w 2
+        source = source.flip(-1).view(-1, h, w, 2) * (2 / CANVAS) - 1                # as x and y in [-1, 1]
+        copies.append(F.grid_sample(cut, source, align_corners=False))
+    return torch.maximum(*copies).view(n, 2, h, w)

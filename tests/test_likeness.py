@@ -1,0 +1,100 @@
+"""Each digit must look more like itself than like the other, from frame to frame."""
+
+import math
+
+import pytest
+import torch
+
+from mavlite.checkpoint import SHIPPED
+from mavlite.digits import load_digits
+from mavlite.faults import FAULTS, FaultyClips
+from mavlite.likeness import MOST, SLOWEST, likeness_loss, margins
+from mavlite.moving_mnist import SPEED
+from mavlite.stages import load_clip, read_config
+from mavlite.two_digits import APART
+
+SIX = torch.tensor([6.0])
+
+
+class Shades:
+    """Stands for C: a frame's embedding turns by 90 degrees as its brightest pixel goes from 0.4 to 1."""
+
+    def image_embeds(self, frames):
+        assert frames.ndim == 4 and frames.min() >= 0 and frames.max() <= 1
+        angle = (frames.amax(dim=(1, 2, 3)) - 0.4) / 0.6 * math.pi / 2
+        return 8 * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def clip_of(first, second, at=((16, 16), (48, 48)), size=32):
+    """A clip (1, 1, f, size, size) in [-1, 1] of two blocks whose shades in each frame are given."""
+    frames = torch.zeros(1, 1, len(first), size, size)
+    for shades, (y, x) in zip((first, second), at):
+        y, x = y * size // 64, x * size // 64
+        frames[..., y - 3:y + 3, x - 3:x + 3] = torch.tensor(shades)[:, None, None]
+    return 2 * frames - 1
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_margins_in_closed_form(size):
+    bright_and_dim = clip_of([1, 1, 0.4, 0.4, 0.7], [0.4, 0.4, 1, 1, 0.7], size=size)
+    found = margins(Shades(), bright_and_dim, SIX)           # they stay, exchange, stay, and become equal
+    assert torch.allclose(found, torch.tensor([[2.0, -2.0, 2.0, 0.0]]), atol=1e-4)
+    alike = clip_of([1, 1, 1], [1, 1, 1], size=size)
+    assert torch.allclose(margins(Shades(), alike, SIX), torch.zeros(1, 2), atol=1e-4)
+
+
+def test_colours_and_doubles_are_looked_at_as_well():
+    clips = clip_of([1, 0.4], [0.4, 1]).expand(-1, 3, -1, -1, -1)
+    assert torch.allclose(margins(Shades(), clips, SIX), torch.tensor([[-2.0]]), atol=1e-4)
+    precise = margins(Shades(), clips.double(), SIX.double())
+    assert precise.dtype == torch.float64 and precise.item() == pytest.approx(-2, abs=1e-6)
+
+
+def test_nothing_is_told_of_digits_that_are_near_or_of_slow_clips():
+    near = clip_of([1, 0.4], [0.4, 1], at=((24, 24), (40, 40)))
+    assert margins(Shades(), near, SIX).item() == MOST
+    exchanged = clip_of([1, 0.4], [0.4, 1]).expand(3, -1, -1, -1, -1)
+    found = margins(Shades(), exchanged, torch.tensor([SLOWEST - 0.1, SLOWEST, 30.0]))
+    assert found[0].item() == MOST and torch.allclose(found[1:], torch.tensor(-2.0), atol=1e-4)
+
+
+def test_at_the_slowest_rate_the_order_is_just_sure():
+    way = SPEED / SLOWEST                                    # px that each goes in a frame
+    assert 2 * way == pytest.approx(2 * APART - 2 * way)     # as far to its own place as to the other's
+
+
+def test_the_loss_in_closed_form_and_no_gradient_where_nothing_is_told():
+    given = torch.tensor([[2.0, -2.0], [MOST, MOST]], requires_grad=True)
+    loss = likeness_loss(given)
+    want = (math.log1p(math.exp(-10)) + math.log1p(math.exp(10)) + 2 * math.log1p(math.exp(-20))) / 2
+    assert loss.item() == pytest.approx(want, rel=1e-6)
+    loss.backward()
+    assert given.grad[1].abs().max() < 1e-7 and given.grad[0, 1].item() == pytest.approx(-2.5, rel=1e-3)
+
+
+def test_following_the_gradient_puts_each_digit_back():
+    clips = clip_of([0.9, 0.6], [0.6, 0.9])
+    then, now = clips[:, :, :1], clips[:, :, 1:].clone().requires_grad_()
+    optimizer = torch.optim.Adam([now], 0.02)
+    assert margins(Shades(), torch.cat([then, now], dim=2), SIX).item() < -0.1
+    for _ in range(40):
+        optimizer.zero_grad()
+        likeness_loss(margins(Shades(), torch.cat([then, now], dim=2), SIX)).backward()
+        assert now.grad.isfinite().all()
+        optimizer.step()
+    assert margins(Shades(), torch.cat([then, now], dim=2), SIX).item() > 0.1
+
+
+@torch.no_grad()
+def test_the_shipped_C_knows_rendered_exchanges():
+    clip = load_clip(SHIPPED, read_config(SHIPPED, "decoder"))
+    faulty = FaultyClips(load_digits("test", "glyphs").images, seed=4).pairs(range(400), 6.0, 16, 32)
+    rows = (faulty.kind == list(FAULTS).index("exchange")) & (faulty.fps >= SLOWEST)
+    found, true = (margins(clip, clips[rows] * 2 - 1, faulty.fps[rows])
+                   for clips in (faulty.frames, faulty.right))
+    told = true[true < MOST]                                 # some pairs are doubles, or look alike
+    assert len(told) > 200 and (told > 0.2).float().mean() > 0.9
+    at = faulty.at_fault[rows].int().argmax(dim=1, keepdim=True)     # its last frame as it was
+    found, true = found.gather(1, at)[:, 0], true.gather(1, at)[:, 0]
+    could = (true > 0.2) & (true < MOST) & (found < MOST)
+    assert could.sum() > 10 and (found < -0.2)[could].float().mean() > 0.9
