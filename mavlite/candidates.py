@@ -3,8 +3,8 @@
 A sampler knows early what it is going to make: about half way from t = 1, x_0 already shows which digits
 there will be. So all candidates walk that far, and the closest to what was asked for walks on alone. (DALL-E
 ranks its finished samples by CLIP: Ramesh et al. 2021, arXiv 2102.12092, 2.6. Make-A-Video says nothing of
-it; docs/candidates.md has what n and half way are worth.) Of finished clips it counts as well whether each
-digit stays who it is, and a critic has a say.
+it; docs/candidates.md has what n and half way are worth.) Of finished clips it counts as well whether the
+digits stay who they are, and a critic has a say.
 """
 
 import torch
@@ -14,11 +14,12 @@ from einops import rearrange
 from mavlite.device import full_precision
 from mavlite.faults import RATES
 from mavlite.flat_memory import WINDOWS
-from mavlite.likeness import margins
+from mavlite.likeness import changes, margins
 
 FEW = 4                                      # steps of a walk that all candidates finish
 FAULT = 1 / 150                              # cosine: what log-odds of a fault cost, a unit
 EXCHANGE = 1 / 3                             # cosine: ... a margin below 0, a unit
+CHANGE = 1 / 4                               # cosine: ... a pair that turns into another, a unit of distance
 
 
 def closeness(clip, candidates, image_embeds):
@@ -26,39 +27,47 @@ def closeness(clip, candidates, image_embeds):
 
     candidates (b n) c f h w, or (b n) c h w, in [-1, 1], a video's side by side; image_embeds (b, d).
     """
-    b = len(image_embeds)
+    return _closeness(_frame_embeds(clip, candidates), image_embeds)
+
+
+def _frame_embeds(clip, candidates):
+    """C_y of every frame: (bn) c f h w, or (bn) c h w, in [-1, 1] -> (bn) f d."""
     if candidates.ndim == 4:
         candidates = candidates[:, :, None]
-    n, f = len(candidates) // b, candidates.shape[2]
+    f = candidates.shape[2]
     folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)
     with full_precision(candidates.device):                  # the choice must not hang on a rounding
-        folded, asked = (x if x.dtype == torch.float64 else x.float() for x in (folded, image_embeds))
-        embeds = rearrange(clip.image_embeds(folded), "(b n f) d -> b n f d", n=n, f=f)
-    return F.cosine_similarity(embeds, asked[:, None, None], dim=-1).mean(dim=2)
+        folded = folded if folded.dtype == torch.float64 else folded.float()
+        return rearrange(clip.image_embeds(folded), "(bn f) d -> bn f d", f=f)
+
+
+def _closeness(embeds, image_embeds):
+    embeds = rearrange(embeds, "(b n) f d -> b n f d", b=len(image_embeds))
+    return F.cosine_similarity(embeds, image_embeds.to(embeds.dtype)[:, None, None], dim=-1).mean(dim=2)
 
 
 def merit(clip, critic, candidates, image_embeds, fps):
     """What n candidates of each video are worth, clips of `fps` frames/s: (b, n).
 
-        closeness - EXCHANGE max over frames max(0, -margin) - FAULT max over frames (log-odds of a fault)
+        closeness - EXCHANGE max over frames max(0, -margin) - CHANGE change
+                  - FAULT max over frames (log-odds of a fault)
 
-    A clip is no better than its worst frame. margin: whether a digit stays who it is, by C (likeness.py).
-    Faults: by the critic, unless there is none (None), and at rates of which it knows. candidates (b n) c f h
-    w, image_embeds (b, d): as in `closeness`.
+    A clip is no better than its worst frame. margin, change: do the digits stay who they are, by C
+    (likeness.py)? Faults: by the critic, unless there is none (None), and at rates of which it knows.
+    candidates (b n) c f h w, image_embeds (b, d): as in `closeness`.
     """
-    worth = closeness(clip, candidates, image_embeds)
+    embeds, costs = _frame_embeds(clip, candidates), []
     low, high = RATES
-    costs = []
     with full_precision(candidates.device):
         clips = candidates if candidates.dtype == torch.float64 else candidates.float()
-        for part in clips.split(WINDOWS):                    # in flat memory
+        for part, seen in zip(clips.split(WINDOWS), embeds.split(WINDOWS)):          # in flat memory
             rates = part.new_full((len(part),), fps)
             exchanged = F.relu(-margins(clip, part, rates))                          # k f-1
-            cost = EXCHANGE * F.pad(exchanged, (1, 0)).amax(dim=1)
+            cost = EXCHANGE * F.pad(exchanged, (1, 0)).amax(dim=1) + CHANGE * changes(seen, part)
             if critic is not None and low <= fps <= high:
                 cost = cost + FAULT * critic(part, rates.log())[0].amax(dim=1)
             costs.append(cost)
-    return worth - torch.cat(costs).view_as(worth)
+        return _closeness(embeds, image_embeds) - torch.cat(costs).view(len(image_embeds), -1)
 
 
 def best_candidates(clip, critic, candidates, image_embeds, fps):

@@ -1,4 +1,4 @@
-"""Does each digit stay who it is, from frame to frame? C is asked about each alone.
+"""Does each digit stay who it is, and the pair what it is, from frame to frame? C is asked; nobody is told.
 
 The mean of C_y over a clip's frames cannot tell: a 2 and a 6 that turn into a 6 and a 2 before one's eyes
 remain a 2 and a 6. And no label is needed to tell: of two digits that are apart in two neighbouring frames,
@@ -15,6 +15,15 @@ from mavlite.two_digits import APART, cut_out, exchanged_names, separated, two_c
 MOST = 4.0                                   # of a margin: two cosines of 1 less two of -1
 SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apart may have changed places
 SHARPNESS = 5.0
+USUAL = 0.1                                  # distance of two frames: of 19 real clips in 20 below 0.11
+
+
+def _found(clips):
+    """Clips (b, c, f, h, w) in [-1, 1] -> grey frames (b f) h w in [0, 1], centres b f 2 2, apart b f."""
+    clips = clips if clips.dtype == torch.float64 else clips.float()
+    grey = ((clips.mean(dim=1) + 1) / 2).clamp(0, 1).flatten(0, 1)
+    centres = two_centres(grey.detach()).unflatten(0, (len(clips), -1))
+    return grey, centres, separated(centres)
 
 
 def margins(clip, clips, fps):
@@ -26,20 +35,29 @@ def margins(clip, clips, fps):
     4 where nothing can be told: where the digits are not apart in both frames, or at rates below 3.6
     frames/s, at which it is not sure who is who. clips (b, c, f, h, w) in [-1, 1], with gradients; fps (b,).
     """
-    b, f = clips.shape[0], clips.shape[2]
     with full_precision(clips.device):
-        clips = clips if clips.dtype == torch.float64 else clips.float()
-        grey = ((clips.mean(dim=1) + 1) / 2).clamp(0, 1).flatten(0, 1)               # (b f) h w
-        centres = two_centres(grey.detach())
-        alone = cut_out(grey, centres).flatten(0, 1)[:, None]                        # (b f 2) 1 h w
-        embeds = F.normalize(clip.image_embeds(alone), dim=-1).view(b, f, 2, -1)
-    centres = centres.view(b, f, 2, 2)
+        grey, centres, apart = _found(clips)
+        alone = cut_out(grey, centres.flatten(0, 1)).flatten(0, 1)[:, None]          # (b f 2) 1 h w
+        embeds = F.normalize(clip.image_embeds(alone), dim=-1).view(*centres.shape[:3], -1)          # b f 2 d
     turned = exchanged_names(centres)[..., None, None]
     embeds = torch.where(turned, embeds.flip(2), embeds)
     same = (embeds[:, 1:] * embeds[:, :-1]).sum(dim=(2, 3))                          # b f-1
     other = (embeds[:, 1:] * embeds[:, :-1].flip(2)).sum(dim=(2, 3))
-    apart = separated(centres) & (fps >= SLOWEST)[:, None]                           # b f
-    return torch.where(apart[:, 1:] & apart[:, :-1], same - other, MOST)
+    told = apart[:, 1:] & apart[:, :-1] & (fps >= SLOWEST)[:, None]
+    return torch.where(told, same - other, MOST)
+
+
+def changes(embeds, clips):
+    """How far a clip's frames are from one another, beyond what is usual, where the digits are apart: (b,).
+
+        max(0, max over frames s, t of (1 - cosine(C_y(s), C_y(t))) - 0.1)
+
+    embeds (b, f, d): C_y of the frames of clips (b, c, f, h, w) in [-1, 1]. A pair that turns into another.
+    """
+    apart = _found(clips)[2]
+    embeds = F.normalize(embeds, dim=-1)
+    distance = (1 - embeds @ embeds.mT) * (apart[:, :, None] & apart[:, None])       # b f f
+    return (distance.flatten(1).amax(dim=1) - USUAL).clamp(min=0)
 
 
 def likeness_loss(margins):

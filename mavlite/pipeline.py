@@ -87,9 +87,9 @@ class MakeAVideo:
                 it makes key frames, as D^t does.
             seed, index: video i of the batch draws from (seed, index + i).
             candidates: how often the key frames (or the one frame) of a video are drawn; half way, or at the
-                end of four steps or fewer, C keeps what is closest to the embedding; of finished clips, the
-                critic's faults count against them. 8 by default, 32 of one frame; 1 draws once, in less
-                time. Frames between two given ones are drawn once.
+                end of four steps or fewer, C keeps what is closest to the embedding; against finished clips
+                count digits that do not stay who they are, and the critic's faults. 8 by default, 32 of one
+                frame; 1 draws once, in less time. Frames between two given ones are drawn once.
             shared_noise: False gives SR_h independent noise for each frame, to see the flicker.
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
@@ -161,7 +161,7 @@ class MakeAVideo:
         """x_0 of n candidates of each video -> the rows (b,) to keep; None where there is but one of each.
 
         By C. fps, steps: of clips, their key-frame rate and the walk's steps; few are all made before the
-        choice, and among finished clips the critic has a say.
+        choice, and finished clips are looked at more closely (`merit`).
         """
         if n == 1:
             return None

@@ -8,10 +8,10 @@ import torch
 from mavlite.checkpoint import SHIPPED
 from mavlite.digits import load_digits
 from mavlite.faults import FAULTS, FaultyClips
-from mavlite.likeness import MOST, SLOWEST, likeness_loss, margins
-from mavlite.moving_mnist import SPEED
+from mavlite.likeness import MOST, SLOWEST, USUAL, changes, likeness_loss, margins
+from mavlite.moving_mnist import SPEED, UnlabelledClips
 from mavlite.stages import load_clip, read_config
-from mavlite.two_digits import APART
+from mavlite.two_digits import APART, separated, two_centres
 
 SIX = torch.tensor([6.0])
 
@@ -61,6 +61,37 @@ def test_nothing_is_told_of_digits_that_are_near_or_of_slow_clips():
 def test_at_the_slowest_rate_the_order_is_just_sure():
     way = SPEED / SLOWEST                                    # px that each goes in a frame
     assert 2 * way == pytest.approx(2 * APART - 2 * way)     # as far to its own place as to the other's
+
+
+def test_changes_in_closed_form():
+    def embeds(*angles):                                     # 1 f 2, of any length
+        angles = torch.tensor(angles)
+        return 3 * torch.stack([angles.cos(), angles.sin()], dim=1)[None]
+    apart = clip_of([1, 1, 1], [1, 1, 1])
+    near = clip_of([1, 1, 1], [1, 1, 1], at=((24, 24), (40, 40)))
+    one_near = torch.cat([apart[:, :, :2], near[:, :, 2:]], dim=2)
+    seen = embeds(0.0, 0.3, 1.2)                             # neighbours differ less than the first and last
+    assert changes(seen, apart).item() == pytest.approx(1 - math.cos(1.2) - USUAL, abs=1e-6)
+    assert changes(seen, near).item() == 0                   # one hides the other: not asked
+    assert changes(seen, one_near).item() == 0               # 1 - cos(0.3) is usual
+    assert changes(embeds(1.0, 1.0, 1.0), apart).item() == 0
+
+
+@torch.no_grad()
+def test_clips_whose_digits_become_others_change_more_than_usual():
+    clip = load_clip(SHIPPED, read_config(SHIPPED, "decoder"))
+    simulated = UnlabelledClips(load_digits("test", "glyphs").images, seed=9)
+    real = simulated.clips(range(60), torch.full((60,), 6.0), 16, 32)[0] * 2 - 1
+    mixed = torch.cat([real[:, :, :8], real.roll(1, dims=0)[:, :, 8:]], dim=2)
+    centres = two_centres((mixed[:, 0].flatten(0, 1) + 1) / 2).unflatten(0, (60, 16))
+    halves = separated(centres).unflatten(1, (2, 8))
+    can_tell = halves.any(dim=2).all(dim=1)                  # before and after
+
+    def seen(clips):
+        frames = (clips.transpose(1, 2).flatten(0, 1) + 1) / 2
+        return changes(clip.image_embeds(frames).view(60, 16, -1), clips)
+    assert seen(real).median() == 0 and seen(real).quantile(0.9) < 0.15
+    assert can_tell.sum() > 20 and (seen(mixed)[can_tell] > 0.3).float().mean() > 0.8
 
 
 def test_the_loss_in_closed_form_and_no_gradient_where_nothing_is_told():
