@@ -62,8 +62,8 @@ def merit(clip, critic, candidates, image_embeds, fps):
         clips = candidates if candidates.dtype == torch.float64 else candidates.float()
         for part, seen in zip(clips.split(WINDOWS), embeds.split(WINDOWS)):          # in flat memory
             rates = part.new_full((len(part),), fps)
-            exchanged = F.relu(-margins(clip, part, rates))                          # k f-1
-            cost = EXCHANGE * F.pad(exchanged, (1, 0)).amax(dim=1) + CHANGE * changes(seen, part)
+            exchanged = F.relu(-margins(clip, part, rates)).flatten(1).amax(dim=1)   # k
+            cost = EXCHANGE * exchanged + CHANGE * changes(seen, part)
             if critic is not None and low <= fps <= high:
                 cost = cost + FAULT * critic(part, rates.log())[0].amax(dim=1)
             costs.append(cost)

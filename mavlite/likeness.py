@@ -1,8 +1,8 @@
 """Does each digit stay who it is, and the pair what it is, from frame to frame? C is asked; nobody is told.
 
 The mean of C_y over a clip's frames cannot tell: a 2 and a 6 that turn into a 6 and a 2 before one's eyes
-remain a 2 and a 6. And no label is needed to tell: of two digits that are apart in two neighbouring frames,
-each must look more like itself than like the other. Nothing of this is in the paper.
+remain a 2 and a 6. And no label is needed to tell: from one meeting of the digits to the next, each must look
+more like itself than like the other. Nothing of this is in the paper.
 """
 
 import torch
@@ -27,13 +27,14 @@ def _found(clips):
 
 
 def margins(clip, clips, fps):
-    """How much more each digit looks like itself than like the other, a frame on: (b, f-1) in [-4, 4].
+    """How much more each digit is like itself than like the other, in frames s and t: (b, f, f) in [-4, 4].
 
-        sum_k cosine(e_k[t], e_k[t+1]) - sum_k cosine(e_k[t], e_(3-k)[t+1]),    e_k = C_y(digit k alone)
+        sum_k cosine(e_k[s], e_k[t]) - sum_k cosine(e_k[s], e_(3-k)[t]),    e_k = C_y(digit k alone)
 
     Near 2 where both stay, near -2 where they are exchanged, 0 if nothing speaks for either (equal digits).
-    4 where nothing can be told: where the digits are not apart in both frames, or at rates below 3.6
-    frames/s, at which it is not sure who is who. clips (b, c, f, h, w) in [-1, 1], with gradients; fps (b,).
+    4 where nothing can be told: unless the digits are apart in s, in t and in all frames between, and at
+    rates below 3.6 frames/s, at which it is not sure who is who; and where s = t. clips (b, c, f, h, w) in
+    [-1, 1], with gradients; fps (b,).
     """
     with full_precision(clips.device):
         grey, centres, apart = _found(clips)
@@ -41,9 +42,10 @@ def margins(clip, clips, fps):
         embeds = F.normalize(clip.image_embeds(alone), dim=-1).view(*centres.shape[:3], -1)          # b f 2 d
     turned = exchanged_names(centres)[..., None, None]
     embeds = torch.where(turned, embeds.flip(2), embeds)
-    same = (embeds[:, 1:] * embeds[:, :-1]).sum(dim=(2, 3))                          # b f-1
-    other = (embeds[:, 1:] * embeds[:, :-1].flip(2)).sum(dim=(2, 3))
-    told = apart[:, 1:] & apart[:, :-1] & (fps >= SLOWEST)[:, None]
+    same, other = (torch.einsum("b s k d, b t k d -> b s t", embeds, x) for x in (embeds, embeds.flip(2)))
+    span = (~apart).cumsum(dim=1)                            # a new one whenever they meet
+    told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])  # b f f
+    told &= (fps >= SLOWEST)[:, None, None] & ~torch.eye(apart.shape[1], device=apart.device).bool()
     return torch.where(told, same - other, MOST)
 
 
@@ -61,5 +63,9 @@ def changes(embeds, clips):
 
 
 def likeness_loss(margins):
-    """What a generator hears of its clips' margins (b, f-1): softplus(-5 margin), the sum over a clip."""
-    return F.softplus(-SHARPNESS * margins).sum(dim=1).mean()
+    """What a generator hears of its clips' margins (b, f, f): softplus(-5 margin), summed over t, mean of s.
+
+    Of all frames between two meetings, not of neighbours alone: those would have the frame in which digits
+    are exchanged come sooner or later, and it would be as wrong there. This way most frames have it.
+    """
+    return F.softplus(-SHARPNESS * margins).sum(dim=2).mean()

@@ -204,7 +204,7 @@ def test_the_worst_exchange_of_digits_counts_against_a_clip(monkeypatch):
     clips[2, :, 1:3] = clips[1, :, 2:]                                               # there and back
     clips, wanted = clips * 2 - 1, torch.tensor([[1.0, 0.0]])
     found = margins(Brightness(), clips, torch.full((3,), 6.0))
-    worst = -found.amin(dim=1)
+    worst = -found.amin(dim=(1, 2))
     assert worst[0] < 0 and worst[1] == pytest.approx(worst[2].item()) and worst[1] > 0
     monkeypatch.setattr("mavlite.candidates.CHANGE", 0)      # C sees whole frames change hardly at all
     close = closeness(Brightness(), clips, wanted)
