@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks import cost
 from benchmarks.command import command_line, machine, run, table, write
 from mavlite import cascade
-from mavlite.candidates import closeness, half_way, merit
+from mavlite.candidates import closeness, costs, frame_embeds, half_way
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast
 from mavlite.diffusion import Diffusion
@@ -54,10 +54,10 @@ def look(judge, tracker, keys, pair, fps):
 
 @torch.no_grad()
 def draw(pipe, judge, tracker, videos, candidates):
-    """What becomes of every candidate: (close (n, k, steps), merits (n, k, 2), seen (n, k, 5)).
+    """What becomes of every candidate: (close (n, k, steps), against, seen (n, k, 5)).
 
-    close: C's closeness of x_0 to the embedding in each step. merits: of the finished clips, without the
-    critic and with it. seen: what `look` says of them.
+    close: C's closeness of x_0 to the embedding in each step. against: what counts against the finished
+    clips, name -> (n, k) (`costs`). seen: what `look` says of them.
     """
     network, config, clip = pipe.networks["decoder_t"], pipe.configs["decoder_t"], pipe.networks["clip"]
     s, size, fps = config.sample, pipe.data.sizes[0], float(pipe.data.fps)
@@ -79,9 +79,11 @@ def draw(pipe, judge, tracker, videos, candidates):
                           draw_noise=draw_noise,
                           callback=lambda step, x_t, x_0: close.append(closeness(clip, x_0, y_e)[0]))
         seen = [look(judge, tracker, to_unit(one).float(), pair, fps) for one in keys]
-        merits = [merit(clip, critic, keys, y_e, fps)[0] for critic in (None, pipe.critic)]
-        parts.append((torch.stack(close, dim=1).cpu(), torch.stack(merits, dim=1).cpu(), torch.tensor(seen)))
-    return tuple(torch.stack(part) for part in zip(*parts))
+        against = costs(clip, pipe.critic, keys, frame_embeds(clip, keys), fps)
+        parts.append((torch.stack(close, dim=1).cpu(), torch.tensor(seen),
+                      *(cost_of.cpu() for cost_of in against.values())))
+    close, seen, *of_each = map(torch.stack, zip(*parts))
+    return close, dict(zip(against, of_each)), seen
 
 
 def chosen(scores, values, count):
@@ -93,6 +95,14 @@ def chosen(scores, values, count):
     best = scores[:, subsets].argmax(dim=-1, keepdim=True)                           # n m 1
     rows = subsets.expand(len(scores), -1, -1).gather(2, best)[..., 0]               # n m
     return values.gather(1, rows).nanmean().item()
+
+
+def told_apart(scores, wrong):
+    """Share of pairs of clips, one of them wrong, of which that one has the higher score, half of those with
+    equal ones ("AUC"). Chance is 1/2. scores, wrong: (n, k); wrong is 1, 0, or NaN where nobody can tell.
+    """
+    bad, good = scores[wrong == 1][:, None], scores[wrong == 0]
+    return ((bad > good).float() + (bad == good).float() / 2).mean().item() if bad.numel() else math.nan
 
 
 def evaluations(settings, count, after):
@@ -113,28 +123,44 @@ def main():
     pipe = MakeAVideo.from_pretrained(args.weights)
     judge, tracker = (load_network(args.weights, stage, device=pipe.device)[0]
                       for stage in ("judge", "tracker"))
-    close, merits, seen = draw(pipe, judge, tracker, args.videos, args.candidates)
-    settings, rows = pipe.configs["decoder_t"].sample, []
-    half = half_way(time_steps(settings.steps)[:-1])
-    counts = [2**i for i in range(args.candidates.bit_length()) if 2**i < args.candidates]
-    for count in [*counts, args.candidates]:
-        steps = {half} if count == 1 else {
-            half, *(max(1, quarters * settings.steps // 4) for quarters in (1, 2, 3, 4))}
-        ways = [("C", after, close[:, :, after - 1]) for after in sorted(steps)]
-        if count > 1:
-            ways.append(("C, and of each digit", settings.steps, merits[..., 0]))
-        if count > 1 and pipe.critic is not None:
-            ways.append(("... and the critic", settings.steps, merits[..., 1]))
-        for who, after, scores in ways:
-            rows.append([count, *(("", "") if count == 1 else (who, after)),
-                         *(f"{chosen(scores, values, count):.1%}" for values in seen.unbind(dim=-1)),
-                         evaluations(settings, count, after)])
+    close, against, seen = draw(pipe, judge, tracker, args.videos, args.candidates)
+    settings = pipe.configs["decoder_t"].sample
     write(f"Key frames for {args.videos} prompts, {args.candidates} candidates each, {settings.sampler} with "
           f"{settings.steps} steps, `{command_line()}`: {machine(pipe.device, pipe.precision)}. A guided "
           "evaluation counts twice. Switches: clips in which the pair changes; in sight: in which a digit "
           "becomes another while the two are apart; speed error: the mean over clips.\n\n"
-          + table(["candidates", "chosen by", "after step", "clips right", "frames right", "switches",
-                   "in sight", "speed error", "evaluations"], rows), args.out)
+          + choices(settings, close, against, seen)
+          + "\n\nWho can tell clips in which that happens from others? The share of pairs of both in which "
+          "the wrong one is less close, or costs more (chance: 0.5).\n\n"
+          + tellers(close, against, seen), args.out)
+
+
+def choices(settings, close, against, seen):
+    """The table of who chooses, among how many, when; of finished clips one thing more counts in each row."""
+    n, rows = close.shape[1], []
+    half = half_way(time_steps(settings.steps)[:-1])
+    for count in [*(2**i for i in range(n.bit_length()) if 2**i < n), n]:
+        steps = {half} if count == 1 else {
+            half, *(max(1, quarters * settings.steps // 4) for quarters in (1, 2, 3, 4))}
+        ways = [("C", after, close[:, :, after - 1]) for after in sorted(steps)]
+        left = close[:, :, -1]
+        for name in against if count > 1 else ():
+            left = left - against[name]
+            ways.append((f"... less {name}", settings.steps, left))
+        for who, after, scores in ways:
+            rows.append([count, *(("", "") if count == 1 else (who, after)),
+                         *(f"{chosen(scores, values, count):.1%}" for values in seen.unbind(dim=-1)),
+                         evaluations(settings, count, after)])
+    return table(["candidates", "chosen by", "after step", "clips right", "frames right", "switches",
+                  "in sight", "speed error", "evaluations"], rows)
+
+
+def tellers(close, against, seen):
+    """The table of how well each score tells wrong clips from right ones."""
+    scores = {"closeness": -close[:, :, -1], **against}
+    wrong = {"switches": seen[..., 2], "in sight": seen[..., 3]}
+    return table(["", *scores], [[what, *(f"{told_apart(score, flags):.2f}" for score in scores.values())]
+                                 for what, flags in wrong.items()])
 
 
 if __name__ == "__main__":

@@ -27,18 +27,18 @@ def closeness(clip, candidates, image_embeds):
 
     candidates (b n) c f h w, or (b n) c h w, in [-1, 1], a video's side by side; image_embeds (b, d).
     """
-    return _closeness(_frame_embeds(clip, candidates), image_embeds)
+    return _closeness(frame_embeds(clip, candidates), image_embeds)
 
 
-def _frame_embeds(clip, candidates):
-    """C_y of every frame: (bn) c f h w, or (bn) c h w, in [-1, 1] -> (bn) f d."""
+def frame_embeds(clip, candidates):
+    """C_y of every frame: clips (k, c, f, h, w), or images (k, c, h, w), in [-1, 1] -> (k, f, d)."""
     if candidates.ndim == 4:
         candidates = candidates[:, :, None]
     f = candidates.shape[2]
-    folded = rearrange((candidates + 1) / 2, "bn c f h w -> (bn f) c h w").clamp(0, 1)
+    folded = rearrange((candidates + 1) / 2, "k c f h w -> (k f) c h w").clamp(0, 1)
     with full_precision(candidates.device):                  # the choice must not hang on a rounding
         folded = folded if folded.dtype == torch.float64 else folded.float()
-        return rearrange(clip.image_embeds(folded), "(bn f) d -> bn f d", f=f)
+        return rearrange(clip.image_embeds(folded), "(k f) d -> k f d", f=f)
 
 
 def _closeness(embeds, image_embeds):
@@ -46,28 +46,39 @@ def _closeness(embeds, image_embeds):
     return F.cosine_similarity(embeds, image_embeds.to(embeds.dtype)[:, None, None], dim=-1).mean(dim=2)
 
 
-def merit(clip, critic, candidates, image_embeds, fps):
-    """What n candidates of each video are worth, clips of `fps` frames/s: (b, n).
+def costs(clip, critic, candidates, embeds, fps):
+    """What counts against finished clips (k, c, f, h, w) of `fps` frames/s: name -> cosine (k,).
 
-        closeness - EXCHANGE max over frames max(0, -margin) - CHANGE change
-                  - FAULT max over frames (log-odds of a fault)
+        exchange: EXCHANGE max over frames of max(0, -margin)    does each digit stay who it is? (likeness.py)
+        change:   CHANGE change                                  ... and the pair what it is?
+        fault:    FAULT max over frames of the critic's log-odds of a fault
 
-    A clip is no better than its worst frame. margin, change: do the digits stay who they are, by C
-    (likeness.py)? Faults: by the critic, unless there is none (None), and at rates of which it knows.
-    candidates (b n) c f h w, image_embeds (b, d): as in `closeness`.
+    A clip is no better than its worst frame. embeds (k, f, d): C_y of the frames. Without a critic (None),
+    and at rates of which it knows nothing, no frame is at fault.
     """
-    embeds, costs = _frame_embeds(clip, candidates), []
+    found = {"exchange": [], "change": [], "fault": []}
     low, high = RATES
     with full_precision(candidates.device):
         clips = candidates if candidates.dtype == torch.float64 else candidates.float()
         for part, seen in zip(clips.split(WINDOWS), embeds.split(WINDOWS)):          # in flat memory
             rates = part.new_full((len(part),), fps)
-            exchanged = F.relu(-margins(clip, part, rates)).flatten(1).amax(dim=1)   # k
-            cost = EXCHANGE * exchanged + CHANGE * changes(seen, part)
-            if critic is not None and low <= fps <= high:
-                cost = cost + FAULT * critic(part, rates.log())[0].amax(dim=1)
-            costs.append(cost)
-        return _closeness(embeds, image_embeds) - torch.cat(costs).view(len(image_embeds), -1)
+            exchanged = F.relu(-margins(clip, part, rates)).flatten(1)
+            found["exchange"].append(EXCHANGE * exchanged.amax(dim=1))
+            found["change"].append(CHANGE * changes(seen, part))
+            known = critic is not None and low <= fps <= high
+            found["fault"].append(FAULT * critic(part, rates.log())[0].amax(dim=1) if known else 0 * rates)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def merit(clip, critic, candidates, image_embeds, fps):
+    """What n candidates of each video are worth, finished clips of `fps` frames/s: closeness - costs, (b, n).
+
+    Arguments as in `closeness` and `costs`.
+    """
+    embeds = frame_embeds(clip, candidates)
+    against = torch.stack(list(costs(clip, critic, candidates, embeds, fps).values())).sum(dim=0)
+    close = _closeness(embeds, image_embeds)
+    return close - against.view_as(close)
 
 
 def best_candidates(clip, critic, candidates, image_embeds, fps):

@@ -182,15 +182,14 @@ def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_pa
     pipe = MakeAVideo.from_pretrained(smoke_weights)
     monkeypatch.setattr(candidates, "look", lambda judge, tracker, keys, pair, fps: [
         keys.mean().item(), keys.max().item(), math.nan, math.nan, fps])
-    close, merits, seen = candidates.draw(pipe, None, None, 2, 3)
+    close, against, seen = candidates.draw(pipe, None, None, 2, 3)
     assert close.shape == (2, 3, pipe.configs["decoder_t"].sample.steps)
-    assert merits.shape == (2, 3, 2) and not torch.equal(merits[..., 1], merits[..., 0])     # by the critic
-    assert (merits[..., 0] <= close[:, :, -1] + 1e-6).all()
+    assert all(cost.shape == (2, 3) for cost in against.values()) and against["fault"].std() > 0
     assert seen.shape == (2, 3, 5) and (seen[..., 4] == pipe.data.fps).all()
     mean = seen[..., 0]
     prompts = [make_prompt(*pair, True, False) for pair in PAIRS[:2]]
     keys = pipe(prompts, seed=candidates.SEED, candidates=3).stages["decoder_t"]
-    chosen = merits[..., 1].argmax(dim=1)
+    chosen = (close[:, :, -1] - sum(against.values())).argmax(dim=1)
     torch.testing.assert_close(mean[torch.arange(2), chosen], keys.mean(dim=(1, 2, 3, 4)), atol=1e-5, rtol=0)
     out = tmp_path / "candidates.md"
     monkeypatch.undo()
@@ -198,8 +197,18 @@ def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_pa
                                       "--candidates", "3", "--out", str(out)])
     candidates.main()
     rows = [line.split(" | ")[:2] for line in out.read_text().splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows[-2:]] == ["| switches", "| in sight"]
+    rows = rows[:-4]
     assert [row[0] for row in rows] == ["| 1", *["| 2"] * (len(rows) // 2), *["| 3"] * (len(rows) // 2)]
-    assert [row[1] for row in rows[len(rows) // 2:]][-2:] == ["C, and of each digit", "... and the critic"]
+    assert [row[1] for row in rows[len(rows) // 2:]][-4:] == [
+        "C", "... less exchange", "... less change", "... less fault"]
+
+
+def test_telling_apart_in_closed_form():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [2.0, 9.0, 0.0]])
+    wrong = torch.tensor([[0.0, 1.0, 1.0], [0.0, math.nan, 0.0]])
+    assert candidates.told_apart(scores, wrong) == pytest.approx((3 + 2.5) / 6)
+    assert math.isnan(candidates.told_apart(scores, wrong * 0))
 
 
 def test_guidance_is_compared_from_the_same_noise(smoke_weights, monkeypatch, tmp_path):
