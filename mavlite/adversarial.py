@@ -5,8 +5,7 @@ digits into three where it does not know which way they went. A critic sees whol
 faults when it sees them (critic.py). So the student walks from noise to a clip, all its steps, with gradients
 through the whole walk (as DRaFT does for a reward: Clark et al. 2023, arXiv 2309.17400), and learns from what
 a critic says of each frame, as few-step image generators do (Sauer et al. 2023, arXiv 2311.17042); and from
-what C recognises in it, or prompts would be forgotten, and digits change places. Nothing of this is in the
-paper.
+what C recognises in it, or prompts would be forgotten. Nothing of this is in the paper.
 """
 
 import torch
@@ -17,7 +16,6 @@ from mavlite.critic import NOISE, critic_loss, generator_loss, noised
 from mavlite.device import full_precision
 from mavlite.distillation import own_walk
 from mavlite.faults import RATES, FaultyClips
-from mavlite.likeness import likeness_loss, margins
 from mavlite.sampling import make_denoiser
 from mavlite.stages import load_network
 
@@ -55,7 +53,7 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + likeness likeness_loss(shifted).
+        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)).
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition. hidden (b, 1, f, 1,
         1): 0 where a frame is known, and is the truth in every step of the walk. The critic's own gradients
@@ -87,12 +85,8 @@ class Contest:
         word = generator_loss(self.critic(seen, log_fps)[0], asked)
         self.critic.requires_grad_(True)
         with full_precision(x_0.device):
-            elsewhere = shifted(made, 2 * way - 1)
-            alike = closeness(self.clip, elsewhere, conditions["image_embeds"]).mean()
-        loss = word + own.reward * (1 - alike)
-        if own.likeness > 0:
-            loss = loss + own.likeness * likeness_loss(margins(self.clip, elsewhere, log_fps.exp()))
-        return loss
+            unlike = 1 - closeness(self.clip, shifted(made, 2 * way - 1), conditions["image_embeds"]).mean()
+        return word + own.reward * unlike
 
     def step(self):
         """The critic's own step, after the generator's gradients were taken, if there was a contest."""

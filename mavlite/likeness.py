@@ -2,7 +2,8 @@
 
 The mean of C_y over a clip's frames cannot tell: a 2 and a 6 that turn into a 6 and a 2 before one's eyes
 remain a 2 and a 6. And no label is needed to tell: from one meeting of the digits to the next, each must look
-more like itself than like the other. Nothing of this is in the paper.
+more like itself than like the other. That is for choosing among clips (candidates.py), not for teaching: a
+D^t that heard it hid its digits behind each other (benchmarks/README.md). Nothing of this is in the paper.
 """
 
 import torch
@@ -14,7 +15,6 @@ from mavlite.two_digits import APART, cut_out, exchanged_names, separated, two_c
 
 MOST = 4.0                                   # of a margin: two cosines of 1 less two of -1
 SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apart may have changed places
-SHARPNESS = 5.0
 USUAL = 0.1                                  # distance of two frames: of 19 real clips in 20 below 0.11
 
 
@@ -22,7 +22,7 @@ def _found(clips):
     """Clips (b, c, f, h, w) in [-1, 1] -> grey frames (b f) h w in [0, 1], centres b f 2 2, apart b f."""
     clips = clips if clips.dtype == torch.float64 else clips.float()
     grey = ((clips.mean(dim=1) + 1) / 2).clamp(0, 1).flatten(0, 1)
-    centres = two_centres(grey.detach()).unflatten(0, (len(clips), -1))
+    centres = two_centres(grey).unflatten(0, (len(clips), -1))
     return grey, centres, separated(centres)
 
 
@@ -34,7 +34,7 @@ def margins(clip, clips, fps):
     Near 2 where both stay, near -2 where they are exchanged, 0 if nothing speaks for either (equal digits).
     4 where nothing can be told: unless the digits are apart in s, in t and in all frames between, and at
     rates below 3.6 frames/s, at which it is not sure who is who; and where s = t. clips (b, c, f, h, w) in
-    [-1, 1], with gradients; fps (b,).
+    [-1, 1]; fps (b,).
     """
     with full_precision(clips.device):
         grey, centres, apart = _found(clips)
@@ -60,12 +60,3 @@ def changes(embeds, clips):
     embeds = F.normalize(embeds, dim=-1)
     distance = (1 - embeds @ embeds.mT) * (apart[:, :, None] & apart[:, None])       # b f f
     return (distance.flatten(1).amax(dim=1) - USUAL).clamp(min=0)
-
-
-def likeness_loss(margins):
-    """What a generator hears of its clips' margins (b, f, f): softplus(-5 margin), summed over t, mean of s.
-
-    Of all frames between two meetings, not of neighbours alone: those would have the frame in which digits
-    are exchanged come sooner or later, and it would be as wrong there. This way most frames have it.
-    """
-    return F.softplus(-SHARPNESS * margins).sum(dim=2).mean()

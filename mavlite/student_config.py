@@ -26,11 +26,10 @@ class AdversarialConfig:
     """A student's last lesson (adversarial.py): set `critic`, and go on from a student's weights."""
     critic: str | None = None                # folder of weights folders: its critic knows rendered faults
     reward: float = 60.0                     # as in distill
-    likeness: float = 0.0                    # what it counts that a digit stays who it is (likeness.py)
     critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
-        within("adversarial", self, reward=(0, 1000), likeness=(0, 1000), critic_lr=(1e-9, 1))
+        within("adversarial", self, reward=(0, 1000), critic_lr=(1e-9, 1))
         if self.critic is not None:
             stays_inside("adversarial.critic", self.critic)
 

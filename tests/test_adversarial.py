@@ -178,13 +178,6 @@ def test_a_student_comes_closer_to_what_was_asked_for(student):
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-def test_likeness_is_part_of_what_a_student_learns(student, monkeypatch):
-    monkeypatch.setattr("mavlite.adversarial.likeness_loss", lambda margins: margins.sum() * 0 + 7)
-    alone, more = (next(iter(student(f"adversarial.likeness={share}", run=str(share)).steps()))["loss"]
-                   for share in (0.0, 2.0))
-    assert more == pytest.approx(alone + 14, rel=1e-4)
-
-
 def test_a_resumed_contest_ends_like_an_uninterrupted_one(student):
     whole = student("train.steps=4", run="whole")
     list(whole.steps())

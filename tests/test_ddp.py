@@ -37,8 +37,7 @@ def train_all(weights, folder, whole=False):
         stage, optimizer, accumulate, *lesson = case
         lessons = {"rewarded": [*STUDENT, f"distill.teacher={weights}", "distill.own_walk=true",
                                 "distill.reward=0.5", "distill.guidance_scale=2.0"],
-                   "adversarial": [*STUDENT, f"adversarial.critic={weights}",
-                                   "adversarial.likeness=0.5"],
+                   "adversarial": [*STUDENT, f"adversarial.critic={weights}"],
                    "extrapolating": [f"extrapolate{setting[6:]}" for setting in STUDENT]}
         config = load_config(SMOKE, stage, [
             "train.steps=3", "train.precision=fp64", f"train.optimizer={optimizer}",

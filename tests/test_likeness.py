@@ -8,7 +8,7 @@ import torch
 from mavlite.checkpoint import SHIPPED
 from mavlite.digits import load_digits
 from mavlite.faults import FAULTS, FaultyClips
-from mavlite.likeness import MOST, SLOWEST, USUAL, changes, likeness_loss, margins
+from mavlite.likeness import MOST, SLOWEST, USUAL, changes, margins
 from mavlite.moving_mnist import SPEED, UnlabelledClips
 from mavlite.stages import load_clip, read_config
 from mavlite.two_digits import APART, separated, two_centres
@@ -102,37 +102,6 @@ def test_clips_whose_digits_become_others_change_more_than_usual():
         return changes(clip.image_embeds(frames).view(60, 16, -1), clips)
     assert seen(real).median() == 0 and seen(real).quantile(0.9) < 0.15
     assert can_tell.sum() > 20 and (seen(mixed)[can_tell] > 0.3).float().mean() > 0.8
-
-
-def test_the_loss_in_closed_form_and_no_gradient_where_nothing_is_told():
-    given = torch.full((2, 2, 2), MOST)
-    given[0, 0, 1] = given[0, 1, 0] = -2.0
-    given.requires_grad_()
-    loss = likeness_loss(given)
-    nothing, exchanged = (math.log1p(math.exp(-5 * m)) for m in (MOST, -2))
-    assert loss.item() == pytest.approx((6 * nothing + 2 * exchanged) / 4, rel=1e-6)
-    loss.backward()
-    assert given.grad[1].abs().max() < 1e-7 and given.grad[0, 0, 1].item() == pytest.approx(-5 / 4, rel=1e-3)
-
-
-def test_most_frames_are_right():
-    clips = clip_of(4 * [0.9] + 2 * [0.6], 4 * [0.6] + 2 * [0.9]).requires_grad_()
-    likeness_loss(margins(Shades(), clips, SIX)).backward()
-    wrong = clips.grad[0, 0].abs().flatten(1).amax(dim=1)    # f: how much of each frame should change
-    assert wrong[4:].min() > 1.5 * wrong[:4].max()
-
-
-def test_following_the_gradient_puts_each_digit_back():
-    clips = clip_of([0.9, 0.6], [0.6, 0.9])
-    then, now = clips[:, :, :1], clips[:, :, 1:].clone().requires_grad_()
-    optimizer = torch.optim.Adam([now], 0.02)
-    assert margins(Shades(), torch.cat([then, now], dim=2), SIX).amin() < -0.1
-    for _ in range(40):
-        optimizer.zero_grad()
-        likeness_loss(margins(Shades(), torch.cat([then, now], dim=2), SIX)).backward()
-        assert now.grad.isfinite().all()
-        optimizer.step()
-    assert margins(Shades(), torch.cat([then, now], dim=2), SIX).amin() > 0.1
 
 
 @torch.no_grad()
