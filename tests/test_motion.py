@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mavlite.evaluation.motion import (
+    apart_share,
     bounce_free,
     clean_steps,
     clip_speeds,
@@ -108,6 +109,14 @@ def test_still_clips(trajectories, fps):
     assert still_share(torch.cat([moving[:300], frozen[:100]]), fps) == (0.25, 400)
 
 
+def test_the_share_of_frames_with_digits_apart(trajectories):
+    near_then_far = clip_of([(14, 14)] * 4, [(20, 20), (33, 33), (34, 14), (50, 50)])
+    assert apart_share(near_then_far) == (0.5, 4)
+    true = true_centres(trajectories, 6.0)
+    assert apart_share(true)[0] == pytest.approx(separated(true).float().mean().item())
+    assert 0.3 < apart_share(true)[0] < 0.5 and apart_share(true)[1] == CLIPS * FRAMES
+
+
 # --- straight lines and walls
 
 @every_rate
@@ -183,9 +192,9 @@ def test_identity_switches_count_on_clear_frames_only():
 def test_without_separated_frames_nothing_but_stillness_is_measured(trajectories):
     centres = true_centres(trajectories, 6.0)[:5, :, :1].expand(-1, -1, 2, -1)       # one on the other
     found = summary(centres, 6.0, torch.zeros(5, FRAMES, 55))
-    assert found.pop("still_share_count") == 5
+    assert found.pop("still_share_count") == 5 and found.pop("apart_share_count") == 5 * FRAMES
     assert found.pop("speed_error_interval") is None and found.pop("still_share_interval")[1] < 0.5
-    assert len(found) == 11 and set(found.values()) == {0}
+    assert len(found) == 12 and set(found.values()) == {0}
 
 
 def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
@@ -213,7 +222,7 @@ def test_the_summary_holds_each_measure_as_plain_numbers(trajectories):
     for name, measured in {"speed_error": speed_error(centres, 6.0), "still_share": still_share(centres, 6.0),
                            "straightness": straightness(centres, 6.0),
                            "reflection_error": reflection_error(centres, 6.0),
-                           "changed_in_sight": (0.25, 8),
+                           "changed_in_sight": (0.25, 8), "apart_share": apart_share(centres),
                            "identity_switches": identity_switches(log_p, centres)}.items():
         assert (found[name], found[f"{name}_count"]) == measured
     assert found["identity_switches"] > 0.5 and "identity_switches" not in summary(centres, 6.0)

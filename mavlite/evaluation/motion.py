@@ -90,6 +90,15 @@ def still_share(centres, fps):
     return still.float().mean().item(), len(still)
 
 
+def apart_share(centres):
+    """Share of frames whose digits are apart: (share, frames).
+
+    Most measures ask such frames only. A generator may please them by never showing its digits apart.
+    """
+    apart = separated(centres)
+    return apart.float().mean().item(), apart.numel()
+
+
 # ---------------------------------------------------------------- straight lines and walls
 
 def straightness(centres, fps):
@@ -160,6 +169,7 @@ def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
         "speed": median(clip_speeds(centres, fps)),
         "speed_error": speed_error(centres, fps),
         "still_share": still_share(centres, fps),
+        "apart_share": apart_share(centres),
         "straightness": straightness(centres, fps),
         "reflection_error": reflection_error(centres, fps),
     }
@@ -181,7 +191,8 @@ def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
 
 RATES = (3, 6, 12, 24)                       # key-frame rates at which motion is measured
 NAMES = {"speed_error": "share", "identity_switches": "clips", "changed_in_sight": "clips",
-         "straightness": "share", "reflection_error": "px", "still_share": "clips"}  # and their units
+         "straightness": "share", "reflection_error": "px", "still_share": "clips",
+         "apart_share": "frames"}            # and their units
 
 
 def measure(e):
