@@ -40,10 +40,9 @@ def margins(clip, clips, fps):
         grey, centres, apart = _found(clips)
         alone = cut_out(grey, centres.flatten(0, 1)).flatten(0, 1)[:, None]          # (b f 2) 1 h w
         embeds = F.normalize(clip.image_embeds(alone), dim=-1).view(*centres.shape[:3], -1)          # b f 2 d
-    turned = exchanged_names(centres)[..., None, None]
-    embeds = torch.where(turned, embeds.flip(2), embeds)
-    same, other = (torch.einsum("b s k d, b t k d -> b s t", embeds, x) for x in (embeds, embeds.flip(2)))
-    span = (~apart).cumsum(dim=1)                            # a new one whenever they meet
+        embeds = torch.where(exchanged_names(centres)[..., None, None], embeds.flip(2), embeds)
+        same, other = (torch.einsum("b s k d, b t k d -> b s t", embeds, x) for x in (embeds, embeds.flip(2)))
+    span = (~apart).long().cumsum(dim=1)                     # a new one whenever they meet
     told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])  # b f f
     told &= (fps >= SLOWEST)[:, None, None] & ~torch.eye(apart.shape[1], device=apart.device).bool()
     return torch.where(told, same - other, MOST)

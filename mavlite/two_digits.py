@@ -62,7 +62,7 @@ def exchanged_names(centres):
     now, then = centres[:, 1:], centres[:, :-1]
     turned = ((now.flip(2) - then).norm(dim=-1).sum(dim=-1)
               < (now - then).norm(dim=-1).sum(dim=-1))                               # b f-1
-    return F.pad(turned.cumsum(dim=1) % 2 == 1, (1, 0))
+    return F.pad(turned.long().cumsum(dim=1), (1, 0)) % 2 == 1
 
 
 def in_order(centres):
