@@ -91,7 +91,7 @@ class Scores:
         seen = score(self.judge, frames, pairs)
         centres = track(self.tracker, frames)
         m = motion.summary(centres, self.pipe.data.fps, seen["log_probabilities"],
-                           identity.look(self.judge, frames, centres))
+                           changed_in_sight=identity.look(self.judge, frames, centres))
         distance, (low, high) = kernel_distance(self.reference, embed_clips(self.features, frames))
         return [f"{seen['clip']:.0%}", f"{seen['frame']:.0%}", f"{m['identity_switches']:.0%}",
                 f"{m['changed_in_sight']:.0%}", f"{m['speed_error']:.0%}", f"{m['straightness']:.2f}",

@@ -14,12 +14,13 @@ from einops import rearrange
 from mavlite.device import full_precision
 from mavlite.faults import RATES
 from mavlite.flat_memory import WINDOWS
-from mavlite.likeness import changes, margins
+from mavlite.likeness import changes, margins, third_digits
 
 FEW = 4                                      # steps of a walk that all candidates finish
 FAULT = 1 / 150                              # cosine: what log-odds of a fault cost, a unit
 EXCHANGE = 1 / 3                             # cosine: ... a margin below 0, a unit
 CHANGE = 1 / 4                               # cosine: ... a pair that turns into another, a unit of distance
+THIRD = 1 / 50                               # cosine: ... each frame with a third digit
 
 
 def closeness(clip, candidates, image_embeds):
@@ -51,12 +52,13 @@ def costs(clip, critic, candidates, embeds, fps):
 
         exchange: EXCHANGE max over frames of max(0, -margin)    does each digit stay who it is? (likeness.py)
         change:   CHANGE change                                  ... and the pair what it is?
+        third:    THIRD frames with a third digit                (two_digits.py)
         fault:    FAULT max over frames of the critic's log-odds of a fault
 
-    A clip is no better than its worst frame. embeds (k, f, d): C_y of the frames. Without a critic (None),
-    and at rates of which it knows nothing, no frame is at fault.
+    Mostly, a clip is no better than its worst frame. embeds (k, f, d): C_y of the frames. Without a critic
+    (None), and at rates of which it knows nothing, no frame is at fault.
     """
-    found = {"exchange": [], "change": [], "fault": []}
+    found = {"exchange": [], "change": [], "third": [], "fault": []}
     low, high = RATES
     with full_precision(candidates.device):
         clips = candidates if candidates.dtype == torch.float64 else candidates.float()
@@ -65,6 +67,7 @@ def costs(clip, critic, candidates, embeds, fps):
             exchanged = F.relu(-margins(clip, part, rates)).flatten(1)
             found["exchange"].append(EXCHANGE * exchanged.amax(dim=1))
             found["change"].append(CHANGE * changes(seen, part))
+            found["third"].append(THIRD * third_digits(part).to(part.dtype))
             known = critic is not None and low <= fps <= high
             found["fault"].append(FAULT * critic(part, rates.log())[0].amax(dim=1) if known else 0 * rates)
     return {name: torch.cat(parts) for name, parts in found.items()}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from mavlite.device import full_precision
 from mavlite.moving_mnist import SPEED
-from mavlite.two_digits import APART, cut_out, exchanged_names, separated, two_centres
+from mavlite.two_digits import APART, cut_out, exchanged_names, separated, third_digit, two_centres
 
 MOST = 4.0                                   # of a margin: two cosines of 1 less two of -1
 SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apart may have changed places
@@ -46,6 +46,12 @@ def margins(clip, clips, fps):
     told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])  # b f f
     told &= (fps >= SLOWEST)[:, None, None] & ~torch.eye(apart.shape[1], device=apart.device).bool()
     return torch.where(told, same - other, MOST)
+
+
+def third_digits(clips):
+    """How many frames of clips (b, c, f, h, w) in [-1, 1] show more than two digits: (b,)."""
+    grey, centres, _ = _found(clips)
+    return third_digit(grey).view(centres.shape[:2]).sum(dim=1)
 
 
 def changes(embeds, clips):

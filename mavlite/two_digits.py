@@ -12,6 +12,7 @@ APART = 20                                   # px: boxes that far apart overlap 
 REACH = 20                                   # px: half a digit's diagonal, so no part of a digit is farther
 SHOWN_AT = (16.0, 48.0)                      # px, y and x alike, of the two copies: far enough apart
 ROUNDS = 6                                   # of 2-means, which hardly moves any more after that
+LUMPS_APART, LUMP = 16, 0.12                 # px, share of the ink: two lumps that near may be one digit
 
 
 def _places(grey):
@@ -38,12 +39,39 @@ def two_centres(grey):
     spread = ((yy + xx) / 2 + (((yy - xx) / 2) ** 2 + xy**2).sqrt()).sqrt()
     axis = spread[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
     centres = torch.stack([middle - axis, middle + axis], dim=1)                     # n 2 2
+    return _means(centres, ink, places)[0]
+
+
+def _means(centres, ink, places):
+    """k-means of ink (n, hw) at places (hw, 2), from centres (n, k, 2): (centres, their shares (n, k))."""
     for _ in range(ROUNDS):
-        far = (places - centres[:, :, None]).square().sum(dim=-1)                    # n 2 hw
-        first = far[:, 0] <= far[:, 1]
-        own = ink[:, None] * torch.stack([first, ~first], dim=1)                     # n 2 hw
-        centres = own @ places / own.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-    return centres
+        nearest = _squares(places, centres).argmin(dim=1)                            # n hw
+        own = ink[:, None] * (nearest[:, None] == torch.arange(centres.shape[1], device=ink.device)[:, None])
+        share = own.sum(dim=-1)                                                      # n k
+        centres = own @ places / share.clamp(min=1e-12)[..., None]
+    return centres, share
+
+
+def _squares(places, centres):
+    return (places - centres[:, :, None]).square().sum(dim=-1)                       # n k hw
+
+
+def third_digit(grey):
+    """Does a frame show more than two digits? (n, h, w) in [0, 1] -> bool (n,).
+
+    By 3-means, which begins at `two_centres` and at what is farthest from both: yes, if it finds three lumps
+    with 12 % of the ink each, 16 px and more from one another. Halves of one digit are nearer, but for some
+    of the widest: of real clips of two digits, 1 in 100 has such a frame. What overlaps is not seen.
+    """
+    places, two = _places(grey).flatten(0, 1), two_centres(grey)
+    ink = grey.flatten(1) + 1e-8
+    ink = ink / ink.sum(dim=1, keepdim=True)                                         # n hw
+    bright = ink > 0.3 * ink.amax(dim=1, keepdim=True)
+    farthest = (_squares(places, two).amin(dim=1) * bright).argmax(dim=1)            # n
+    lumps, share = _means(torch.cat([two, places[farthest][:, None]], dim=1), ink, places)           # n 3 2
+    between = (lumps - lumps.roll(1, dims=1)).norm(dim=-1)                           # n 3
+    lit = grey.flatten(1).amax(dim=1) > 0.1                  # nothing at all has three thirds, too
+    return lit & (between.amin(dim=1) > LUMPS_APART) & (share.amin(dim=1) > LUMP)
 
 
 def separated(centres):

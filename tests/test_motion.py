@@ -216,7 +216,7 @@ def test_two_frames_are_enough_for_speed(trajectories, fps):
 def test_the_summary_holds_each_measure_as_plain_numbers(trajectories):
     centres = true_centres(trajectories, 6.0)
     log_p = torch.randn(CLIPS, FRAMES, 55).mul(9).log_softmax(dim=-1)
-    found = summary(centres, 6.0, log_p, (0.25, 8))
+    found = summary(centres, 6.0, log_p, changed_in_sight=(0.25, 8))
     assert found["changed_in_sight_interval"][0] < found["changed_in_sight"] == 0.25
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for name, measured in {"speed_error": speed_error(centres, 6.0), "still_share": still_share(centres, 6.0),

@@ -5,7 +5,7 @@ import torch
 
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import CANVAS, MovingMNIST, box_resize, draw
-from mavlite.two_digits import cut_out, exchanged_names, in_order, separated, two_centres
+from mavlite.two_digits import cut_out, exchanged_names, in_order, separated, third_digit, two_centres
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -74,3 +74,24 @@ def test_nobody_is_shown_what_is_farther_than_a_digit_reaches():
     frames = torch.zeros(1, CANVAS, CANVAS)
     frames[:, 2:4, 60:62] = 1.0
     assert cut_out(frames, torch.tensor([[[40.0, 20.0], [50.0, 50.0]]])).max() == 0
+
+
+def test_a_third_digit_is_found_where_it_stands_apart():
+    frames = torch.zeros(5, CANVAS, CANVAS)
+    frames[:, 8:24, 8:20], frames[:, 40:56, 8:20] = 0.8, 1.0                         # two in all of them
+    frames[1, 20:36, 44:56] = 0.5                                                    # and a third, dimmer
+    frames[2, 36:52, 12:24] = 1.0                                                    # ... over the second
+    frames[3, 30:32, 60:62] = 1.0                                                    # ... that is but a dot
+    frames[4, 8:24, 20:32] = 0.8                                                     # the first is wide
+    for size in (32, 64):
+        found = third_digit(box_resize(frames, size))
+        assert found.tolist() == [False, True, False, False, False]
+    assert not third_digit(torch.zeros(1, 32, 32)).any()
+
+
+def test_real_frames_seldom_have_a_third_digit_and_frames_of_four_often():
+    simulator = MovingMNIST(load_digits("train", "glyphs").images)
+    two, other = (draw(simulator.images[t.images].float() / 255, t.positions(torch.zeros(600, 1)))[:, 0]
+                  for t in (simulator.trajectories(seed, torch.arange(600)) for seed in (1, 2)))
+    assert third_digit(box_resize(two, 32)).float().mean() < 0.01
+    assert third_digit(box_resize(two.maximum(other), 32)).float().mean() > 0.2     # of four

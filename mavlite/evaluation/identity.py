@@ -11,7 +11,7 @@ import torch
 
 from mavlite.evaluation.judge import JUDGE_SIZE, judge_clips, resize
 from mavlite.prompts import PAIRS
-from mavlite.two_digits import cut_out, in_order, separated
+from mavlite.two_digits import cut_out, in_order, separated, third_digit
 
 SURE = 0.9                                   # probability of a judge that has no doubts
 DOUBLES = [i for i, (first, second) in enumerate(PAIRS) if first == second]         # 0 and 0, 1 and 1, ...
@@ -53,3 +53,10 @@ def look(judge, frames, centres):
     digits = alone(frames.float().cpu(), in_order(centres))                          # b f 2 64 64
     said = judge_clips(judge, digits.flatten(1, 2)[:, None])                         # b (f 2) 55
     return changed_in_sight(said.unflatten(1, digits.shape[1:3]), separated(centres))
+
+
+def third_digit_share(frames):
+    """Share of clips (b, c, f, h, w) in [0, 1] with a third digit in some frame: (share, clips)."""
+    grey = frames.float().mean(dim=1)                                                # b f h w
+    third = third_digit(grey.flatten(0, 1)).view(grey.shape[:2]).any(dim=1)
+    return third.float().mean().item(), len(third)

@@ -159,10 +159,10 @@ def median_interval(values):
     return (ordered[k - 1].item(), ordered[n - k].item()) if k else None
 
 
-def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
+def summary(centres, fps, log_probabilities=None, **of_clips):
     """Every measure as {name: value, name_count: count}, plain numbers for JSON; `speed` is in px/s.
 
-    changed_in_sight: what `identity.look` says of the same clips. Measures of whole clips have a
+    of_clips: further shares of the same clips, as pairs (share, clips). Measures of whole clips have a
     `name_interval` of 95 % as well: clips are independent, steps are not.
     """
     measures = {
@@ -175,10 +175,8 @@ def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
     }
     if log_probabilities is not None:
         measures["identity_switches"] = identity_switches(log_probabilities, centres)
-    if changed_in_sight is not None:
-        measures["changed_in_sight"] = changed_in_sight
-    shares = {name: interval(*measures[name])
-              for name in ("still_share", "identity_switches", "changed_in_sight")
+    measures |= of_clips
+    shares = {name: interval(*measures[name]) for name in ("still_share", "identity_switches", *of_clips)
               if measures.get(name, (0, 0))[1]}
     errors = (clip_speeds(centres, fps) - SPEED).abs() / SPEED
     intervals = {**shares, "speed_error": median_interval(errors)}
@@ -191,7 +189,7 @@ def summary(centres, fps, log_probabilities=None, changed_in_sight=None):
 
 RATES = (3, 6, 12, 24)                       # key-frame rates at which motion is measured
 NAMES = {"speed_error": "share", "identity_switches": "clips", "changed_in_sight": "clips",
-         "straightness": "share", "reflection_error": "px", "still_share": "clips",
+         "third_digit": "clips", "straightness": "share", "reflection_error": "px", "still_share": "clips",
          "apart_share": "frames"}            # and their units
 
 
@@ -211,8 +209,9 @@ def measure(e):
         entry, true = {"fps": fps, "clips": n}, real.centres(fps)
         for which, frames in (("real", real.frames(e.data.sizes[0], fps)), ("generated", made)):
             centres = track(e.tracker, frames)
-            seen = identity.look(e.judge, frames, centres)
-            entry[which] = summary(centres, fps, judge_clips(e.judge, frames), seen)
+            entry[which] = summary(centres, fps, judge_clips(e.judge, frames),
+                                   changed_in_sight=identity.look(e.judge, frames, centres),
+                                   third_digit=identity.third_digit_share(frames))
             if which == "real":
                 entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
         e.add("motion", f"tracker error on real clips at {fps} fps", entry["tracker error, px"], n, unit="px",
