@@ -8,6 +8,8 @@ a critic says of each frame, as few-step image generators do (Sauer et al. 2023,
 what C recognises in it, or prompts would be forgotten. Nothing of this is in the paper.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 
@@ -55,9 +57,9 @@ class Contest:
     def loss(self, network, x_0, draws, conditions, hidden=None):
         """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)).
 
-        x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition. hidden (b, 1, f, 1,
-        1): 0 where a frame is known, and is the truth in every step of the walk. The critic's own gradients
-        come by the way, for `step`.
+        x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition; D's frames (b, c, h,
+        w) are clips of one. hidden (b, 1, f, 1, 1): 0 where a frame is known, and is the truth in every step
+        of the walk. The critic's own gradients come by the way, for `step`.
         """
         own, data, walk = self.config.adversarial, self.config.data, self.config.walk
         noise, level = draws.normal(*x_0.shape[1:]), NOISE[0] + (NOISE[1] - NOISE[0]) * draws.uniform()
@@ -67,9 +69,13 @@ class Contest:
             made = alone(x_t, t)
             return made if hidden is None else torch.where(hidden > 0, made, x_0)
         made, _ = own_walk(self.diffusion, denoise, noise, walk.steps, walk.steps)
+        if made.ndim == 4:
+            made, x_0 = made[:, :, None], x_0[:, :, None]                            # b c 1 h w
 
-        rendered = self.faults.pairs(draws.batch.indices, data.fps, data.num_frames, x_0.shape[-1])
-        log_fps, veil = conditions["fps"], draws.normal(*x_0.shape[1:])
+        rendered = self.faults.pairs(draws.batch.indices, data.fps, *x_0.shape[2:4])
+        log_fps, veil = conditions.get("fps"), draws.normal(*x_0.shape[1:])
+        if log_fps is None:                                  # of one frame any
+            log_fps = level.new_full((len(x_0),), math.log(data.fps))
         way = torch.stack([draws.uniform(), draws.uniform()], dim=-1)                # b 2
         seen = noised(made, veil, level)
         shown = [seen.detach(), noised(x_0, veil, level), noised(rendered.frames * 2 - 1, veil, level)]

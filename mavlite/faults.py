@@ -148,11 +148,11 @@ class FaultyClips(UnlabelledClips):
         inked = _inked(frames, uniform(), size)
         frames = torch.lerp(frames, inked, (passing * part * has("strokes"))[..., None, None])
 
-        at_fault = ((has("jump") | has("turn")) & (frame >= first - 1) & (frame <= first)
-                    | other & (frame >= first - 1) & (frame <= first + 1)
-                    | has("speed") & (times > changing) | has("wobble")
-                    | (has("third") | has("vanish") | has("shape") | has("strokes"))
-                    & (passing > 0))
+        at_fault = (has("third") | has("vanish") | has("shape") | has("strokes")) & (passing > 0)
+        if num_frames > 1:                                   # of one frame nobody can tell how it moves
+            at_fault |= ((has("jump") | has("turn")) & (frame >= first - 1) & (frame <= first)
+                         | other & (frame >= first - 1) & (frame <= first + 1)
+                         | has("speed") & (times > changing) | has("wobble"))
         frames, right = (self._sized(clip, size) for clip in (frames, _draw(digits, true)))
         return Faulty(frames, right, fps, kind, at_fault, positions + DIGIT / 2)
 

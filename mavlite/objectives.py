@@ -125,8 +125,11 @@ class Objective:
     def diffuse(self, network, x_0, draws, weight=None, contest=None, **conditions):
         """The diffusion loss of x_0 in [-1, 1] under conditions, or a student's loss."""
         d = self.config.diffusion
-        if self.config.student:
-            conditions.pop("drop", None)                     # a student has its teacher's guidance within
+        taught = contest is not None or self.lessons is not None
+        # A student has its teacher's guidance within. But D without its embedding is what others are guided
+        # by (guidance.py), so between contests it goes on as it was.
+        if taught or self.config.student and self.stage.temporal:
+            conditions.pop("drop", None)
         if contest is not None:
             return contest.loss(network, x_0, draws, conditions, weight)
         if self.lessons is not None:
@@ -194,7 +197,8 @@ class DecoderObjective(Objective):
     """One frame of a clip, given the embedding of the clip's clearest frame (D).
 
     Every other sample is the clearest frame itself, as an unCLIP decoder gives back the image that an
-    embedding was made from (arXiv 2204.06125, 2.1); the others are any frame, as D^t will need them all.
+    embedding was made from (arXiv 2204.06125, 2.1); the others are any frame, as D^t will need them all. With
+    a critic, every other step is a contest, as upF's.
     """
 
     SHARE = 4                                # samples of one clip: C is run once for four
@@ -211,7 +215,8 @@ class DecoderObjective(Objective):
             embeds = self.clip.image_embeds(clearest).to(self.dtype)
         else:
             embeds = self.condition(clips)
-        return self.diffuse(network, x_0 * 2 - 1, draws, image_embeds=embeds[row], drop=self.drop(draws))
+        return self.diffuse(network, x_0 * 2 - 1, draws, contest=self.contest if batch.step % 2 else None,
+                            image_embeds=embeds[row], drop=self.drop(draws))
 
 
 class VideoDecoderObjective(Objective):

@@ -49,7 +49,7 @@ def require_teachable(config):
             f"{key}: a student has no use for a learned variance; set diffusion.loss to simple")
     require(not contest or config.distill.teacher is None,
             "adversarial.critic: takes the place of a teacher; set distill.teacher to null")
-    require(not contest or stage in ("decoder_t", "interpolation"),
+    require(not contest or stage in ("decoder", "decoder_t", "interpolation"),
             f"adversarial.critic: is for key frames, which {stage} does not make; set it to null")
     require(not config.distill.own_walk or stage != "interpolation",
             "distill.own_walk: interpolation is told known frames in every step of a walk; set it to false")

@@ -223,6 +223,23 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
         assert (first | last | (count == 1)).all() and not (first & last).any()      # on one side, or one
 
 
+def test_D_meets_the_critic_in_every_other_step_and_is_asked_without_its_embedding_in_the_others(
+        student, monkeypatch):
+    it = student("train.steps=4", "diffusion.drop_condition=0.5", stage="decoder")
+    met, asked = [], []
+    it.contest.critic.register_forward_pre_hook(lambda _, args: met.append(args))
+    it.network.register_forward_pre_hook(lambda _, args, kwargs: asked.append((args, kwargs)), with_kwargs=True)
+    list(it.steps())
+    frames, size = it.config.train.batch_size, it.config.data.sizes[0]
+    assert [tuple(clips.shape) for clips, _ in met] == 2 * [(3 * frames, 1, 1, size, size),
+                                                            (frames, 1, 1, size, size)]
+    assert all(torch.allclose(log_fps[:frames].exp(), torch.tensor(it.config.data.fps)) for _, log_fps in met)
+    dropped = [kwargs["drop"] for _, kwargs in asked]
+    assert [drop is not None for drop in dropped] == 2 * [True, False, False]        # a walk takes two steps
+    assert [args[1][0].item() for (args, _), drop in zip(asked, dropped) if drop is None] == 2 * [1.0, 0.5]
+    assert any(drop.any() for drop in dropped if drop is not None)
+
+
 def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights, tmp_path):
     config = smoke_config("decoder_t", [*WALK, f"adversarial.critic={smoke_weights}"])
     with pytest.raises(MavliteError, match="--init-from"):
@@ -231,7 +248,7 @@ def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights
 
 
 @pytest.mark.parametrize("stage, overrides, said", [
-    ("decoder", [], "is for key frames"), ("sr_l_t", [], "is for key frames"),
+    ("prior", [], "is for key frames"), ("sr_l_t", [], "is for key frames"),
     ("interpolation", ["extrapolate.guidance_scale=2.0"], "extrapolate.guidance_scale"),
     ("decoder_t", ["distill.teacher=anywhere"], "set distill.teacher to null"),
     ("decoder_t", ["sample.guidance_scale=3.0"], "adversarial.critic.*guidance_scale"),

@@ -47,6 +47,16 @@ def test_only_faulty_clips_differ_and_only_they_are_at_fault(pair):
     assert torch.equal(pair.at_fault.any(dim=1), differ)
 
 
+def test_of_a_single_frame_only_what_it_shows_is_at_fault(clips):
+    pair = clips.pairs(range(COUNT), FPS, 1, SIZE)
+    shown = [of(pair, fault) for fault in ("third", "vanish", "shape", "strokes")]
+    assert pair.frames.shape == (COUNT, 1, 1, SIZE, SIZE) and pair.at_fault.shape == (COUNT, 1)
+    assert not pair.at_fault[~torch.stack(shown).any(dim=0)].any()
+    assert all(0.2 < pair.at_fault[rows].float().mean() < 0.6 for rows in shown)
+    differ = (pair.frames != pair.right).flatten(1).any(dim=1)
+    assert torch.equal(differ & torch.stack(shown).any(dim=0), pair.at_fault[:, 0])
+
+
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != "none"])
 def test_nothing_differs_before_a_fault_shows(pair, fault):
     rows = of(pair, fault)
