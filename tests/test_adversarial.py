@@ -228,7 +228,8 @@ def test_D_meets_the_critic_in_every_other_step_and_is_asked_without_its_embeddi
     it = student("train.steps=4", "diffusion.drop_condition=0.5", stage="decoder")
     met, asked = [], []
     it.contest.critic.register_forward_pre_hook(lambda _, args: met.append(args))
-    it.network.register_forward_pre_hook(lambda _, args, kwargs: asked.append((args, kwargs)), with_kwargs=True)
+    it.network.register_forward_pre_hook(lambda _, args, kwargs: asked.append((args, kwargs)),
+                                         with_kwargs=True)
     list(it.steps())
     frames, size = it.config.train.batch_size, it.config.data.sizes[0]
     assert [tuple(clips.shape) for clips, _ in met] == 2 * [(3 * frames, 1, 1, size, size),
