@@ -1,12 +1,13 @@
 """A critic that finds faults frame by frame, and a student that learns from it through its whole walk."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
-from mavlite.adversarial import shifted
+from mavlite.adversarial import ALONE, frames_alone, shifted
 from mavlite.checkpoint import load_checkpoint
 from mavlite.config import CriticConfig
 from mavlite.critic import Critic, critic_loss, first_lesson, generator_loss, noised, places_loss, spots
@@ -214,13 +215,30 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
     assert len(asked) == 2 * 1 + 2 * 2                       # in other steps it is asked once
     for args in (asked[0], asked[3]):                        # of every other sample at a time of its own walk
         assert set(args[1][::2].tolist()) <= {0.5, 1.0} and not set(args[1][1::2].tolist()) & {0.5, 1.0}
-    for (_, x_0, hidden), seen in zip(walked, met[1::2]):    # the critic's lesson, then the student's
+    for (_, x_0, hidden), seen in zip(walked, met[1::4]):    # the critic's lesson, then the student's
         made = seen[:len(x_0)]
         assert torch.equal(torch.where(hidden, 0, made), torch.where(hidden, 0, x_0))
         assert not torch.equal(made, x_0) and hidden.any(dim=2).all() and not hidden.all(dim=2).any()
         given = ~hidden[:, 0, :, 0, 0]
         first, last, count = given[:, 0], given[:, -1], given.sum(dim=1)
         assert (first | last | (count == 1)).all() and not (first & last).any()      # on one side, or one
+
+
+def test_frames_alone_are_frames_of_their_clips():
+    clips, frame = torch.rand(3, 2, 8, 4, 6), torch.tensor([[0, 7, 3], [1, 1, 2], [6, 5, 4]])
+    alone = frames_alone(clips, frame)
+    assert alone.shape == (9, 2, 1, 4, 6)
+    for i, k in product(range(3), range(3)):
+        assert torch.equal(alone[3 * i + k, :, 0], clips[i, :, frame[i, k]])
+
+
+def test_some_frames_of_every_clip_meet_the_critic_alone(student):
+    it = student("train.steps=1")
+    met, rows = [], it.config.train.batch_size
+    it.contest.critic.register_forward_pre_hook(lambda _, args: met.append(args[0].shape[:3]))
+    list(it.steps())
+    frames = it.config.data.num_frames
+    assert met == [(3 * rows, 1, frames), (rows, 1, frames), (3 * ALONE * rows, 1, 1), (ALONE * rows, 1, 1)]
 
 
 def test_D_meets_the_critic_in_every_other_step_and_is_asked_without_its_embedding_in_the_others(
