@@ -22,7 +22,7 @@ from mavlite.stages import CASCADE, load_clip, load_network, read_config
 
 LONGEST = 10_000                             # frames of a finished video
 CANDIDATES, MOST_CANDIDATES = 8, 64          # of which a video's key frames are chosen
-FRAME_CANDIDATES = 32                        # of which C chooses one frame: together they cost two clips
+FRAME_CANDIDATES = 32                        # of which C chooses one frame: 128 evaluations of it
 # What has an embedding or a prompt to be guided by.
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
 

@@ -3,7 +3,7 @@
     y_t = SR_h o SR_l^t o upF o D^t o P o (x_hat, C_x(x))                                        (eq. 1)
 
 The last four are no part of the cascade. Three measure it, and share nothing with it but the trainer; the
-critic teaches D^t, and measures nothing.
+critic teaches D, D^t and upF, and measures nothing.
 """
 
 from dataclasses import dataclass
