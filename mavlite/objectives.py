@@ -198,7 +198,7 @@ class DecoderObjective(Objective):
 
     Every other sample is the clearest frame itself, as an unCLIP decoder gives back the image that an
     embedding was made from (arXiv 2204.06125, 2.1); the others are any frame, as D^t will need them all. With
-    a critic, three steps in four are a contest; the others go on as they did.
+    a critic, every other step is a contest; the others go on as they did.
     """
 
     SHARE = 4                                # samples of one clip: C is run once for four
@@ -215,7 +215,7 @@ class DecoderObjective(Objective):
             embeds = self.clip.image_embeds(clearest).to(self.dtype)
         else:
             embeds = self.condition(clips)
-        return self.diffuse(network, x_0 * 2 - 1, draws, contest=self.contest if batch.step % 4 else None,
+        return self.diffuse(network, x_0 * 2 - 1, draws, contest=self.contest if batch.step % 2 else None,
                             image_embeds=embeds[row], drop=self.drop(draws))
 
 

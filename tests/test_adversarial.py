@@ -253,8 +253,7 @@ def test_what_a_critic_has_learnt_is_there_for_the_next_contest(student, smoke_w
     assert torch.equal(again.contest.critics["frames"].places.weight, learnt.places.weight)
 
 
-def test_D_meets_the_critic_in_three_steps_of_four_and_is_asked_without_its_embedding_in_the_fourth(
-        student):
+def test_D_meets_the_critic_in_every_other_step_and_is_asked_without_its_embedding_in_others(student):
     it = student("train.steps=4", "diffusion.drop_condition=0.5", stage="decoder")
     met, asked = [], []
     it.contest.critics["whole"].register_forward_pre_hook(lambda _, args: met.append(args))
@@ -262,13 +261,13 @@ def test_D_meets_the_critic_in_three_steps_of_four_and_is_asked_without_its_embe
                                          with_kwargs=True)
     list(it.steps())
     frames, size = it.config.train.batch_size, it.config.data.sizes[0]
-    assert [tuple(clips.shape) for clips, _ in met] == 3 * [(3 * frames, 1, 1, size, size),
+    assert [tuple(clips.shape) for clips, _ in met] == 2 * [(3 * frames, 1, 1, size, size),
                                                             (frames, 1, 1, size, size)]
     assert all(torch.allclose(log_fps[:frames].exp(), torch.tensor(it.config.data.fps)) for _, log_fps in met)
     dropped = [kwargs["drop"] for _, kwargs in asked]
-    assert [drop is not None for drop in dropped] == [True] + 6 * [False]            # a walk takes two steps
-    assert [args[1][0].item() for (args, _), drop in zip(asked, dropped) if drop is None] == 3 * [1.0, 0.5]
-    assert dropped[0].any()
+    assert [drop is not None for drop in dropped] == 2 * [True, False, False]        # a walk takes two steps
+    assert [args[1][0].item() for (args, _), drop in zip(asked, dropped) if drop is None] == 2 * [1.0, 0.5]
+    assert dropped[0].any() or dropped[3].any()
 
 
 def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights, tmp_path):
