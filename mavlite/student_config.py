@@ -25,17 +25,13 @@ class DistillConfig:
 class AdversarialConfig:
     """A student's last lesson (adversarial.py): set `critic`, and go on from a student's weights."""
     critic: str | None = None                # folder of weights folders: its critic knows rendered faults
-    frame_critic: str | None = None          # another, which looks at each frame of clips alone
     reward: float = 60.0                     # as in distill
     critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
         within("adversarial", self, reward=(0, 1000), critic_lr=(1e-9, 1))
-        for key, folder in (("critic", self.critic), ("frame_critic", self.frame_critic)):
-            if folder is not None:
-                stays_inside(f"adversarial.{key}", folder)
-        require(self.critic is not None or self.frame_critic is None,
-                "adversarial.frame_critic: is a second one; set adversarial.critic, too")
+        if self.critic is not None:
+            stays_inside("adversarial.critic", self.critic)
 
 
 def require_teachable(config):
@@ -55,8 +51,6 @@ def require_teachable(config):
             "adversarial.critic: takes the place of a teacher; set distill.teacher to null")
     require(not contest or stage in ("decoder", "decoder_t", "interpolation"),
             f"adversarial.critic: is for key frames, which {stage} does not make; set it to null")
-    require(stage != "decoder" or config.adversarial.frame_critic is None,
-            "adversarial.frame_critic: decoder makes single frames only; set it to null")
     require(not config.distill.own_walk or stage != "interpolation",
             "distill.own_walk: interpolation is told known frames in every step of a walk; set it to false")
     require(not config.distill.reward or stage in ("decoder", "decoder_t"),

@@ -226,10 +226,10 @@ class Trainer:
         self.skipped = state.get("skipped", 0)
 
     def _others(self):
-        """What a checkpoint holds beside the network and its averages: all optimizers, and critics."""
+        """What a checkpoint holds beside the network and its averages: all optimizers, and the critic."""
         if self.contest is None:
             return self.optimizers, None
-        return [*self.optimizers, self.contest.optimizer], self.contest.critics
+        return [*self.optimizers, self.contest.optimizer], self.contest.critic
 
     def save(self):
         """Checkpoint now (rank 0)."""
@@ -261,8 +261,6 @@ class Trainer:
         if self.device.type == "cuda":
             provenance["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         checkpoint.save_weights(folder, self.averaged(), self.config, provenance, half=True)
-        if self.contest is not None:                         # what D's has learnt, D^t's begins with
-            self.contest.export(self.run / "critics", provenance)
         return folder
 
     # ------------------------------------------------------------ the loop

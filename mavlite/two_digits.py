@@ -44,16 +44,18 @@ def two_centres(grey):
 
 def _means(centres, ink, places):
     """k-means of ink (n, hw) at places (hw, 2), from centres (n, k, 2): (centres, their shares (n, k))."""
+    columns = torch.cat([places, torch.ones_like(places[:, :1])], dim=1)             # hw 3
     for _ in range(ROUNDS):
-        nearest = _squares(places, centres).argmin(dim=1)                            # n hw
-        own = ink[:, None] * (nearest[:, None] == torch.arange(centres.shape[1], device=ink.device)[:, None])
-        share = own.sum(dim=-1)                                                      # n k
-        centres = own @ places / share.clamp(min=1e-12)[..., None]
+        near = _nearness(places, centres)
+        own = ink[:, None] * (near >= near.amax(dim=1, keepdim=True))                # n k hw
+        sums = own @ columns                                                         # n k 3: y, x, share
+        centres, share = sums[..., :2] / sums[..., 2:].clamp(min=1e-12), sums[..., 2]
     return centres, share
 
 
-def _squares(places, centres):
-    return (places - centres[:, :, None]).square().sum(dim=-1)                       # n k hw
+def _nearness(places, centres):
+    """p.c - |c|^2 / 2 = (|p|^2 - |p - c|^2) / 2, a product of matrices: (n, k, hw)."""
+    return centres @ places.T - centres.square().sum(dim=-1, keepdim=True) / 2
 
 
 def third_digit(grey):
@@ -67,7 +69,8 @@ def third_digit(grey):
     ink = grey.flatten(1) + 1e-8
     ink = ink / ink.sum(dim=1, keepdim=True)                                         # n hw
     bright = ink > 0.3 * ink.amax(dim=1, keepdim=True)
-    farthest = (_squares(places, two).amin(dim=1) * bright).argmax(dim=1)            # n
+    far = places.square().sum(dim=-1) / 2 - _nearness(places, two).amax(dim=1)       # n hw, px^2 / 2
+    farthest = (far * bright).argmax(dim=1)                                          # n
     lumps, share = _means(torch.cat([two, places[farthest][:, None]], dim=1), ink, places)           # n 3 2
     between = (lumps - lumps.roll(1, dims=1)).norm(dim=-1)                           # n 3
     lit = grey.flatten(1).amax(dim=1) > 0.1                  # nothing at all has three thirds, too

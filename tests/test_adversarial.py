@@ -15,7 +15,6 @@ from mavlite.digits import load_digits
 from mavlite.distillation import own_walk
 from mavlite.errors import MavliteError
 from mavlite.faults import FaultyClips
-from mavlite.stages import load_network
 from mavlite.training import Trainer
 
 WALK = ["sample.steps=2", "sample.sampler=ddim", "sample.guidance_scale=1.0", "train.precision=fp32"]
@@ -159,14 +158,14 @@ def test_gradients_go_through_the_whole_walk():
 
 def test_student_and_critic_each_learn_from_their_own_loss(student):
     it = student("train.steps=3")
-    learning = [p for name, p in it.contest.critics.named_parameters() if "places." not in name]
+    learning = [p for name, p in it.contest.critic.named_parameters() if not name.startswith("places.")]
     before = [p.clone() for p in learning]
     asked = []
     it.network.register_forward_pre_hook(lambda _, args: asked.append((args[1][0].item(),
                                                                        torch.is_grad_enabled())))
     for _ in it.steps():
         assert all(p.grad is not None for p in it.network.parameters() if p.requires_grad)
-        assert all(p.grad is None and p.requires_grad for p in it.contest.critics.parameters())  # taken
+        assert all(p.grad is None and p.requires_grad for p in it.contest.critic.parameters())   # taken
     assert asked == 3 * [(1.0, True), (0.5, True)]
     assert all(not torch.equal(p, old) for p, old in zip(learning, before))
     assert all(p.grad is None for p in it.objective.clip.parameters())
@@ -201,7 +200,7 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
 
     def judge(critic, args):
         met.append(args[0].detach())
-    it.contest.critics["whole"].register_forward_pre_hook(judge)
+    it.contest.critic.register_forward_pre_hook(judge)
     monkeypatch.setattr("mavlite.adversarial.noised", lambda clips, noise, level: clips)
     as_it_is = it.contest.loss
 
@@ -224,39 +223,10 @@ def test_upF_meets_the_critic_in_every_other_step_and_keeps_what_it_is_given(stu
         assert (first | last | (count == 1)).all() and not (first & last).any()      # on one side, or one
 
 
-def test_a_second_critic_looks_at_every_frame_alone(student, smoke_weights, monkeypatch):
-    it = student("train.steps=2", f"adversarial.frame_critic={smoke_weights}")
-    met, rows, frames = {"whole": [], "frames": []}, it.config.train.batch_size, it.config.data.num_frames
-    for name, seen in met.items():
-        it.contest.critics[name].register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0].detach()))
-    monkeypatch.setattr("mavlite.adversarial.noised", lambda clips, noise, level: clips)
-    before = {name: [p.clone() for p in critic.parameters()] for name, critic in it.contest.critics.items()}
-    list(it.steps())
-    for whole, alone in zip(met["whole"], met["frames"]):
-        assert whole.shape[2] == frames and alone.shape[:3] == (len(whole) * frames, 1, 1)
-        made = whole[:rows].transpose(1, 2).flatten(0, 1)                            # (b f) c h w
-        assert torch.equal(alone[:rows * frames, :, 0], made)
-    for name, critic in it.contest.critics.items():
-        assert any(not torch.equal(p, old) for p, old in zip(critic.parameters(), before[name]))
-
-
-def test_what_a_critic_has_learnt_is_there_for_the_next_contest(student, smoke_weights):
-    it = student("train.steps=1", stage="decoder")
-    list(it.steps())
-    it.export()
-    learnt, config, record = load_network(it.run / "critics", "critic")
-    assert record["provenance"]["steps"] == it.step and config.stage == "critic"
-    for name, p in learnt.state_dict().items():
-        assert torch.allclose(p, it.contest.critics["whole"].state_dict()[name], atol=1e-3)
-    again = student("train.steps=1", f"adversarial.frame_critic={it.run / 'critics'}", run="next")
-    assert torch.equal(again.contest.critics["frames"].places.weight, learnt.places.weight)
-
-
 def test_D_meets_the_critic_in_every_other_step_and_is_asked_without_its_embedding_in_others(student):
     it = student("train.steps=4", "diffusion.drop_condition=0.5", stage="decoder")
     met, asked = [], []
-    it.contest.critics["whole"].register_forward_pre_hook(lambda _, args: met.append(args))
+    it.contest.critic.register_forward_pre_hook(lambda _, args: met.append(args))
     it.network.register_forward_pre_hook(lambda _, args, kwargs: asked.append((args, kwargs)),
                                          with_kwargs=True)
     list(it.steps())
@@ -282,8 +252,6 @@ def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights
     ("interpolation", ["extrapolate.guidance_scale=2.0"], "extrapolate.guidance_scale"),
     ("decoder_t", ["distill.teacher=anywhere"], "set distill.teacher to null"),
     ("decoder_t", ["sample.guidance_scale=3.0"], "adversarial.critic.*guidance_scale"),
-    ("decoder", ["adversarial.frame_critic=anywhere"], "single frames only"),
-    ("decoder_t", ["adversarial.critic=null", "adversarial.frame_critic=anywhere"], "second one"),
     ("decoder_t", ["adversarial.critic_lr=0.0"], "adversarial.critic_lr")])
 def test_what_no_critic_can_teach_is_refused(smoke_config, stage, overrides, said):
     with pytest.raises(MavliteError, match=said):
