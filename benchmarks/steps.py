@@ -47,7 +47,8 @@ START = 1_000_000                            # no clip of the report: these choo
 def settings(stage, config, steps=STEPS):
     """The ways of sampling that are compared, the stage's default among them: SampleConfigs, cheap first."""
     default, scales = config.sample, [1.0]
-    if stage in GUIDED and not config.student:   # a student has its guidance within
+    # A student has its guidance within, but D goes on learning what to say without its embedding.
+    if stage in GUIDED and (not config.student or stage == "decoder"):
         scales.append(GUIDANCE if default.guidance_scale == 1 else default.guidance_scale)
     grid = [dataclasses.replace(default, sampler=sampler, guidance_scale=scale, steps=count)
             for scale in scales for sampler in SAMPLERS for count in steps]
