@@ -160,7 +160,7 @@ class Trainer:
         if init_from is None and config.distill.teacher is not None:
             init_from = Path(config.distill.teacher) / config.stage      # a student starts as a copy
         network, self.origin = initial_network(config, clip, weights, init_from)
-        if config.student:                                   # is never asked without its condition
+        if config.student:                                   # none is asked without its condition, but D
             for name, p in network.named_parameters():
                 p.requires_grad_(not name.startswith("null_"))
         self.earlier = earlier_trainings(init_from, config.stage) if init_from else []
