@@ -18,10 +18,15 @@ SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apa
 USUAL = 0.1                                  # distance of two frames: of 19 real clips in 20 below 0.11
 
 
+def _grey(clips):
+    """Clips (b, c, f, h, w) in [-1, 1] -> grey frames (b f) h w in [0, 1]."""
+    clips = clips if clips.dtype == torch.float64 else clips.float()
+    return ((clips.mean(dim=1) + 1) / 2).clamp(0, 1).flatten(0, 1)
+
+
 def _found(clips):
     """Clips (b, c, f, h, w) in [-1, 1] -> grey frames (b f) h w in [0, 1], centres b f 2 2, apart b f."""
-    clips = clips if clips.dtype == torch.float64 else clips.float()
-    grey = ((clips.mean(dim=1) + 1) / 2).clamp(0, 1).flatten(0, 1)
+    grey = _grey(clips)
     centres = two_centres(grey).unflatten(0, (len(clips), -1))
     return grey, centres, separated(centres)
 
@@ -50,8 +55,8 @@ def margins(clip, clips, fps):
 
 def third_digits(clips):
     """How many frames of clips (b, c, f, h, w) in [-1, 1] show more than two digits: (b,)."""
-    grey, centres, _ = _found(clips)
-    return third_digit(grey).view(centres.shape[:2]).sum(dim=1)
+    with full_precision(clips.device):                       # 16 bits are too few for squares of 64
+        return third_digit(_grey(clips)).unflatten(0, (len(clips), -1)).sum(dim=1)
 
 
 def changes(embeds, clips):
@@ -61,7 +66,8 @@ def changes(embeds, clips):
 
     embeds (b, f, d): C_y of the frames of clips (b, c, f, h, w) in [-1, 1]. A pair that turns into another.
     """
-    apart = _found(clips)[2]
+    with full_precision(clips.device):
+        apart = _found(clips)[2]
     embeds = F.normalize(embeds, dim=-1)
     distance = (1 - embeds @ embeds.mT) * (apart[:, :, None] & apart[:, None])       # b f f
     return (distance.flatten(1).amax(dim=1) - USUAL).clamp(min=0)

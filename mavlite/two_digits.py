@@ -22,15 +22,19 @@ def _places(grey):
     return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
 
 
+def _ink(grey):
+    """Each pixel's share of a frame's ink, (n, hw); of an empty frame all have the same."""
+    ink = grey.flatten(1) + 1e-8
+    return ink / ink.sum(dim=1, keepdim=True)
+
+
 def two_centres(grey):
     """The two centres of a frame's ink, by 2-means: (n, h, w) in [0, 1] -> (n, 2, 2) px, y and x.
 
     It begins one deviation either way along the ink's longest axis, so equal frames have equal centres. Good
     to 2 px where digits are apart; where they overlap it still cuts the ink in two.
     """
-    places = _places(grey).flatten(0, 1)                                             # hw 2
-    ink = grey.flatten(1) + 1e-8                             # of an empty frame: the middle
-    ink = ink / ink.sum(dim=1, keepdim=True)                                         # n hw
+    places, ink = _places(grey).flatten(0, 1), _ink(grey)                            # hw 2, n hw
     middle = ink @ places                                                            # n 2
     off = places - middle[:, None]                                                   # n hw 2
     y, x = off.unbind(dim=-1)
@@ -43,7 +47,10 @@ def two_centres(grey):
 
 
 def _means(centres, ink, places):
-    """k-means of ink (n, hw) at places (hw, 2), from centres (n, k, 2): (centres, their shares (n, k))."""
+    """k-means of ink (n, hw) at places (hw, 2), from centres (n, k, 2): (centres, their shares (n, k)).
+
+    What is equally near to two counts for both.
+    """
     columns = torch.cat([places, torch.ones_like(places[:, :1])], dim=1)             # hw 3
     for _ in range(ROUNDS):
         near = _nearness(places, centres)
@@ -65,9 +72,7 @@ def third_digit(grey):
     with 12 % of the ink each, 16 px and more from one another. Halves of one digit are nearer, but for some
     of the widest: of real clips of two digits, 1 in 100 has such a frame. What overlaps is not seen.
     """
-    places, two = _places(grey).flatten(0, 1), two_centres(grey)
-    ink = grey.flatten(1) + 1e-8
-    ink = ink / ink.sum(dim=1, keepdim=True)                                         # n hw
+    places, ink, two = _places(grey).flatten(0, 1), _ink(grey), two_centres(grey)
     bright = ink > 0.3 * ink.amax(dim=1, keepdim=True)
     far = places.square().sum(dim=-1) / 2 - _nearness(places, two).amax(dim=1)       # n hw, px^2 / 2
     farthest = (far * bright).argmax(dim=1)                                          # n
