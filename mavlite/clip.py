@@ -1,13 +1,13 @@
 """C: CLIP through open_clip. C_y embeds frames, C_x embeds prompts, and the prior also reads C_x's tokens.
 
 The default is a tiny open_clip model that is trained here, because a CLIP that knows two overlapping digits
-is what this domain needs. Any public open_clip checkpoint can stand in its place (`clip: {model: ViT-B-32,
+is what this domain needs. It is built from open_clip's parts, not registered under a name
+(`open_clip.add_model_config`): its sizes come from the config and its ids from the tokenizer. Any public open_clip checkpoint can stand in its place (`clip: {model: ViT-B-32,
 pretrained: <tag or safetensors file>}`) and then takes any text.
 """
 
 import functools
 import math
-import socket
 from pathlib import Path
 
 import open_clip
@@ -64,12 +64,13 @@ class CompactTokenizer:
 
     def __call__(self, prompts):
         """list of str -> int64 (n, context_length). MavliteError for unknown words and for long prompts."""
+        prompts = [" ".join(prompt.split()) for prompt in prompts]       # BPE knows fewer kinds of blanks
         for prompt in prompts:
             check_words(prompt)
             if len(self.bpe.encode(prompt)) + 2 > self.context_length:
                 raise MavliteError(f"the prompt {prompt!r} is too long: at most {self.context_length - 2} "
                                    "words")
-        table = [[self.table[i] for i in row] for row in self.bpe(list(prompts)).tolist()]
+        table = [[self.table[i] for i in row] for row in self.bpe(prompts).tolist()]
         return torch.tensor(table)
 
 
@@ -92,8 +93,7 @@ class Clip(nn.Module):
             self.image_size = config.image_size
             mean, std = (0.0,) * 3, (0.3,) * 3                # black stays 0: the empty canvas says nothing
         else:
-            self.model, self.tokenizer = _public_model(config)
-            mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+            self.model, self.tokenizer, mean, std = _public_model(config)
             size = self.model.visual.image_size
             self.image_size = size if isinstance(size, int) else size[0]
         self.tiny = config.model == "tiny"
@@ -125,7 +125,11 @@ class Clip(nn.Module):
         return math.sqrt(self.embed_dim) * self.model.encode_image(self.preprocess(frames), normalize=True)
 
     def text(self, prompts):
-        """C_x: prompts -> (per-token encodings (b, n, token_dim), text embeds (b, d) of length sqrt(d))."""
+        """C_x: prompts -> (per-token encodings (b, n, token_dim), text embeds (b, d) of length sqrt(d)).
+
+        prompts: a list of str, or one str.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if self.tiny:
             for prompt in prompts:
                 parse_prompt(prompt)
@@ -162,49 +166,61 @@ class PairClipLoss(open_clip.ClipLoss):
 # ---------------------------------------------------------------- public checkpoints
 
 def _public_model(config):
-    """(model, tokenizer) of a public open_clip architecture with weights from a safetensors file or a tag."""
+    """A public open_clip architecture with weights from a safetensors file or a tag.
+
+    (model, tokenizer, mean, std): the last two are what the checkpoint's pixels were normalised with.
+    """
     if config.model not in open_clip.list_models():
         raise MavliteError(f"clip.model: open_clip knows no {config.model!r}; name tiny or one of "
                            "open_clip.list_models(), such as ViT-B-32")
     if not config.pretrained:
         raise MavliteError(f"clip.pretrained: {config.model} needs a tag (such as laion2b_s34b_b79k) or a "
                            ".safetensors file")
-    path = Path(config.pretrained)
+    path, trained = Path(config.pretrained), {}
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         raise MavliteError(f"clip.pretrained: {path} is a pickle, which is never loaded; convert it to "
                            ".safetensors")
     if path.suffix != ".safetensors":
-        path = _fetch(config.model, config.pretrained)
+        path, trained = _fetch(config.model, config.pretrained)
     elif not path.is_file():
         raise MavliteError(f"clip.pretrained: {path}: no such file")
     try:                                                     # created with its weights, or it warns of none
-        model = open_clip.create_model(config.model, pretrained=str(path))
+        # Some tags were trained with another activation than their architecture's name says.
+        model = open_clip.create_model(config.model, pretrained=str(path),
+                                       force_quick_gelu=trained.get("quick_gelu", False))
     except Exception as error:                               # safetensors and torch raise many kinds
         raise MavliteError(f"clip.pretrained: {path} does not hold weights of {config.model} "
                            f"({' '.join(str(error).split())[:100]})") from None
     if not isinstance(model, open_clip.CLIP):
         raise MavliteError(f"clip.model: {config.model} is not a plain CLIP; choose one such as ViT-B-32")
-    return model, open_clip.get_tokenizer(config.model)
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise MavliteError(f"clip.pretrained: {path} holds NaN or infinity; get the file anew")
+    return (model, open_clip.get_tokenizer(config.model),
+            trained.get("mean") or open_clip.OPENAI_DATASET_MEAN,
+            trained.get("std") or open_clip.OPENAI_DATASET_STD)
 
 
 def _fetch(model, tag):
-    """The safetensors file of a tag: from the local Hub cache, else downloaded, else an error at once."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    """(the safetensors file of a tag, how open_clip says it was trained): from the local Hub cache, else
+    downloaded, else an error at once."""
+    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.utils import get_session
 
-    source = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
-    if not source:
+    trained = open_clip.get_pretrained_cfg(model, tag)
+    repository, name = trained.get("hf_hub", "").rstrip("/"), "open_clip_model.safetensors"
+    if not repository:
         raise MavliteError(f"clip.pretrained: {model} has no tag {tag!r} with safetensors on the Hub; it has "
                            f"{', '.join(open_clip.list_pretrained_tags_by_model(model)) or 'none'}")
-    repository, name = source.rstrip("/"), "open_clip_model.safetensors"
     cached = try_to_load_from_cache(repository, name)
     if isinstance(cached, str):
-        return Path(cached)
-    try:                                                     # the Hub client would retry for most of a minute
+        return Path(cached), trained
+    try:
         if HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection(("huggingface.co", 443), timeout=5).close()
-        return Path(hf_hub_download(repository, name))
+        # Asked once: without network, hf_hub_download would try again for most of a minute.
+        get_session().head(hf_hub_url(repository, name), timeout=5)
+        return Path(hf_hub_download(repository, name)), trained
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
         raise MavliteError(f"clip.pretrained: {tag!r} is not in the local cache and cannot be downloaded "

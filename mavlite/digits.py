@@ -62,7 +62,8 @@ def load_digits(split: str, source: str = "auto", data_dir=None) -> Digits:
     source: "mnist" looks for MNIST in $MAVLITE_DATA, then `data_dir`, then ./data, and downloads it to
     `data_dir` (or ./data) if none has it. "glyphs" draws digits from fonts: 6000 for training, 1000 for
     testing. "auto" is MNIST, or glyphs and a notice on stderr where MNIST cannot be had. With
-    MAVLITE_OFFLINE=1 or HF_HUB_OFFLINE=1 in the environment nothing is downloaded.
+    MAVLITE_OFFLINE=1 or HF_HUB_OFFLINE=1 in the environment nothing is downloaded. Of torchrun's processes
+    the first of a machine alone downloads; the others are to call this when it has.
 
     Raises MavliteError for an unknown argument, for damaged MNIST files, and, if source="mnist", where
     MNIST cannot be had.
@@ -99,6 +100,8 @@ def _find_or_download(data_dir) -> tuple[Path | None, str]:
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
            for name in ("MAVLITE_OFFLINE", "HF_HUB_OFFLINE")):
         return None, "offline mode is set"
+    if not _first_process():
+        return None, "the first process of this machine has found none"
     problem = _download(str(target.resolve()))
     return (None, problem) if problem else (target, "")
 
@@ -154,9 +157,16 @@ def _read_mnist(folder: Path, split: str) -> Digits:
 _notice_given = False
 
 
+def _first_process() -> bool:
+    """Of torchrun's processes on a machine, the first one downloads, and speaks."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _say_glyphs_once(problem: str) -> None:
     global _notice_given
-    if not _notice_given:
+    if not _notice_given and _first_process():
+        if named := os.environ.get("MAVLITE_DATA"):
+            problem = f"MAVLITE_DATA={named} holds no MNIST/raw, {problem}"
         print(f"mavlite: NOTE: the digits are glyphs of fonts, NOT MNIST ({problem}). Scores do not compare "
               f"with MNIST's. For MNIST, go online, or set MAVLITE_DATA to a folder that holds MNIST/raw "
               f"(see data/README.md).", file=sys.stderr)

@@ -210,7 +210,9 @@ class MovingMNIST:
         return self.draw(trajectories, trajectories.positions(times), size)
 
     def clip(self, seed, index, fps=10.0, num_frames=16, size=CANVAS):
-        """One clip (c, f, size, size): a pure function of its arguments."""
+        """One clip (c, f, size, size): a pure function of its arguments. ValueError for fps <= 0 or NaN."""
+        if not fps > 0:
+            raise ValueError(f"a clip of {fps} frames a second has no times")
         times = torch.arange(num_frames, device=self.device) / fps
         return self.render(self.trajectories(seed, [index]), times, size)[0]
 
@@ -249,14 +251,24 @@ def _any_frames(simulator, seed, indices, size, share=1):
     return simulator.render(trajectories, which[:, None] / CONDITION_FPS, size)[:, :, 0]
 
 
-class UnlabelledClips:
-    """What the image-decoder, video and super-resolution stages see: pixels and frame rates, nothing else."""
+class Clips:
+    """Clips that a seed and an index name, and the frames of each that embeddings are made from."""
 
     def __init__(self, images, seed, channels=1, dtype=torch.float32, num_clips=0):
         self.simulator, self.seed = MovingMNIST(images, channels, dtype, num_clips), seed
 
     def trajectories(self, indices):
         return self.simulator.trajectories(self.seed, indices)
+
+    def condition_frames(self, indices, size):
+        return self.simulator.clearest_frame(self.trajectories(indices), size)
+
+    def condition_clips(self, indices, size):
+        return self.simulator.condition_clip(self.trajectories(indices), size)
+
+
+class UnlabelledClips(Clips):
+    """What the image-decoder, video and super-resolution stages see: pixels and frame rates, nothing else."""
 
     def uniform(self, indices, draw):
         index = torch.as_tensor(indices, device=self.simulator.device, dtype=torch.int64)
@@ -274,12 +286,6 @@ class UnlabelledClips:
         Sample i shows clip i // share, so that `share` neighbours can share a conditioning frame.
         """
         return _any_frames(self.simulator, self.seed, indices, size, share)
-
-    def condition_frames(self, indices, size):
-        return self.simulator.clearest_frame(self.trajectories(indices), size)
-
-    def condition_clips(self, indices, size):
-        return self.simulator.condition_clip(self.trajectories(indices), size)
 
 
 class LabelledClips(UnlabelledClips):
@@ -303,26 +309,28 @@ class LabelledClips(UnlabelledClips):
         return self.trajectories(indices).velocity / SPEED
 
 
-class TextFramePairs:
+class TextFramePairs(Clips):
     """What `clip` and `prior` see: a clip's clearest frame, and one of the prompts that name its digits."""
 
     def __init__(self, digits, seed, channels=1, dtype=torch.float32, num_clips=0):
-        self.simulator, self.seed = MovingMNIST(digits.images, channels, dtype, num_clips), seed
+        super().__init__(digits.images, seed, channels, dtype, num_clips)
         self._labels = digits.labels
 
     def labels(self, indices):
         """Digits (b, 2) of each clip."""
-        return self._labels[self.simulator.trajectories(self.seed, indices).images]
+        return self._labels[self.trajectories(indices).images]
 
     def frames(self, indices, size):
         """A frame at any of 16 times, overlaps included, (b, c, size, size); `labels` says what it shows."""
         return _any_frames(self.simulator, self.seed, indices, size)
 
     def pairs(self, indices, size):
-        """(frames (b, c, size, size), prompts: list of str). Order and spelling of the prompt are drawn."""
-        trajectories = self.simulator.trajectories(self.seed, indices)
+        """(frames (b, c, size, size), prompts: list of str): a clip's clearest frame and what names it."""
+        return self.condition_frames(indices, size), self.prompts(indices)
+
+    def prompts(self, indices):
+        """One of the prompts that name each clip's digits: order and spelling are drawn."""
         index = torch.as_tensor(indices, device=self.simulator.device, dtype=torch.int64)
         choice = torch.stack([hash_uniform(self.seed, index, DRAW_PROMPT + k) < 0.5 for k in range(3)], 1)
-        rows = torch.cat([self._labels[trajectories.images], choice.long()], 1).tolist()
-        prompts = [make_prompt(*((b, a) if swap else (a, b)), bool(w), bool(x)) for a, b, swap, w, x in rows]
-        return self.simulator.clearest_frame(trajectories, size), prompts
+        rows = torch.cat([self.labels(indices), choice.long()], 1).tolist()
+        return [make_prompt(*((b, a) if swap else (a, b)), bool(w), bool(x)) for a, b, swap, w, x in rows]

@@ -107,7 +107,7 @@ class Objective:
         options = {"seed": seed, "channels": config.data.channels, "dtype": dtype,
                    "num_clips": config.data.num_clips}
         if self.stage.trained_on == "text-frame pairs":
-            self.pairs = TextFramePairs(digits, **options)
+            self.pairs = self.clips = TextFramePairs(digits, **options)
         elif self.stage.trained_on == "rendered faults":
             self.clips = FaultyClips(digits.images, **options)
         elif self.stage.trained_on == "labelled clips":
@@ -182,14 +182,12 @@ class ClipObjective(Objective):
 
 
 class PriorObjective(Objective):
-    """Diffusion on image embeddings, given the prompt (P)."""
+    """Diffusion on the embeddings that D and the video stages are conditioned on, given the prompt (P)."""
 
     def loss(self, network, batch, draws, progress):
-        frames, prompts = self.pairs.pairs(batch.indices, self.data.sizes[0])
         with torch.no_grad():
-            tokens, text_embeds = self.clip.text(prompts)
-            x_0 = self.clip.image_embeds(frames).to(self.dtype)
-        return self.diffuse(network, x_0, draws, tokens=tokens.to(self.dtype),
+            tokens, text_embeds = self.clip.text(self.pairs.prompts(batch.indices))
+        return self.diffuse(network, self.condition(batch.indices), draws, tokens=tokens.to(self.dtype),
                             text_embeds=text_embeds.to(self.dtype), drop=self.drop(draws))
 
 

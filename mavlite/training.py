@@ -25,6 +25,7 @@ from mavlite import checkpoint
 from mavlite.batch import Batch, Draws
 from mavlite.config import Config, UNetConfig
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
+from mavlite.digits import load_digits
 from mavlite.errors import MavliteError
 from mavlite.finite import first_not_finite
 from mavlite.objectives import OBJECTIVES, frames_per_sample
@@ -168,6 +169,9 @@ class Trainer:
         self.network = network.to(self.device, dtype, memory_format=torch.channels_last_3d if in_3d
                                   else torch.channels_last)
         self.network.train()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            load_digits("train", config.data.digits)         # may download what the other ranks then read
+        wait_for_ranks()
         self.objective = OBJECTIVES[config.stage](config, clip, self.device, dtype)
         self.parallel = torch.compile(self.network) if self.train.compile else self.network
         if self.world > 1:

@@ -63,6 +63,11 @@ def test_the_table_of_tokens_is_read_once(tokenizer):
     assert CompactTokenizer(8).bpe is tokenizer.bpe is not CompactTokenizer(9).bpe
 
 
+@pytest.mark.parametrize("blank", ["\x85", "\x1c", "\x1d", "\u2003", "\n"])
+def test_all_kinds_of_blanks_are_one(blank, tokenizer):
+    assert torch.equal(tokenizer([f"two{blank}and 4"]), tokenizer(["two and 4"]))
+
+
 def test_case_and_blanks_do_not_matter(tokenizer):
     assert torch.equal(tokenizer(["  Two  AND 4 "]), tokenizer(["two and 4"]))
 
@@ -85,6 +90,21 @@ def test_text_must_name_two_digits(clip):
 
 
 # --- towers
+
+def test_one_prompt_is_a_list_of_one(clip):
+    for one, listed in zip(clip.text("two and 4"), clip.text(["two and 4"])):
+        assert torch.equal(one, listed)
+
+
+def test_the_encoding_at_the_end_of_text_is_what_the_embedding_is_made_of(clip):
+    """The prior reads the very encodings that C_x pools: last layer, after its norm (DALL-E 2's prior)."""
+    prompts = all_prompts()[::37]
+    encodings, embeds = clip.text(prompts)
+    ends = encodings[torch.arange(len(prompts)), clip.tokenizer(prompts).argmax(dim=1)]
+    pooled = ends @ clip.model.text_projection
+    pooled = math.sqrt(clip.embed_dim) * pooled / pooled.norm(dim=-1, keepdim=True)
+    assert torch.allclose(pooled, embeds, atol=1e-5)
+
 
 @torch.no_grad()
 def test_embeddings_have_the_length_of_standard_normal_ones(clip):
@@ -263,6 +283,29 @@ def test_another_models_weights_are_refused(small, tmp_path):
     for name in ("other", "damaged"):
         with pytest.raises(MavliteError, match=f"{name}.safetensors does not hold weights of {small}"):
             Clip(ClipConfig(model=small, pretrained=str(tmp_path / f"{name}.safetensors")))
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(small, tmp_path):
+    state = open_clip.create_model(small, load_weights=False).state_dict()
+    state["ln_final.weight"][0] = math.nan
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(MavliteError, match="model.safetensors holds NaN or infinity"):
+        Clip(ClipConfig(model=small, pretrained=str(tmp_path / "model.safetensors")))
+
+
+@pytest.mark.parametrize("trained, activation", [
+    ({"quick_gelu": True}, "QuickGELU"), ({"mean": (0.5,) * 3, "std": (0.25,) * 3}, "GELU")])
+def test_a_tag_says_how_its_checkpoint_was_trained(trained, activation, small, tmp_path, monkeypatch):
+    """Another activation, or another normalisation of pixels, would make other embeddings, silently."""
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file(open_clip.create_model(small, load_weights=False).state_dict(), path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, name: str(path))
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, small, {"a_tag": {"hf_hub": "some/where/"} | trained})
+    clip = Clip(ClipConfig(model=small, pretrained="a_tag"))
+    assert {type(m).__name__ for m in clip.modules() if "GELU" in type(m).__name__} == {activation}
+    mean, std = trained.get("mean", open_clip.OPENAI_DATASET_MEAN), trained.get("std", open_clip.OPENAI_DATASET_STD)
+    assert torch.equal(clip.mean.flatten(), torch.tensor(mean))
+    assert torch.equal(clip.std.flatten(), torch.tensor(std))
 
 
 @pytest.mark.parametrize("offline", [True, False])

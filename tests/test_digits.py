@@ -100,6 +100,18 @@ def test_offline_auto_gives_glyphs_and_exactly_one_notice(bare_machine, tmp_path
     assert list(tmp_path.iterdir()) == []     # and left nothing behind
 
 
+def test_of_several_processes_one_downloads_and_speaks(bare_machine, monkeypatch, capfd):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert load_digits("train").source == "glyphs"
+    assert bare_machine == [] and capfd.readouterr().err == ""
+
+
+def test_a_folder_without_mnist_is_named(bare_machine, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("MAVLITE_DATA", str(tmp_path / "nowhere"))
+    load_digits("train")
+    assert f"MAVLITE_DATA={tmp_path / 'nowhere'} holds no MNIST/raw" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["MAVLITE_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_setting_does_not_touch_the_network(bare_machine, monkeypatch, name):
     monkeypatch.setenv(name, "1")

@@ -89,6 +89,13 @@ def test_frames_at_twice_the_rate_hold_the_frames_at_the_rate(noise):
     assert torch.allclose(slow, fast[:, ::2], atol=1e-4)
 
 
+
+@pytest.mark.parametrize("fps", [0, -1, math.nan])
+def test_a_clip_without_times_is_refused(fps):
+    with pytest.raises(ValueError, match="has no times"):
+        MovingMNIST(torch.zeros(1, 28, 28, dtype=torch.uint8)).clip(0, 0, fps=fps)
+
+
 def test_channels_repeat_the_grey_level(noise):
     colour = MovingMNIST(noise.images, channels=3).clip(0, 3, num_frames=2)
     assert torch.equal(colour, noise.clip(0, 3, num_frames=2).expand(3, -1, -1, -1))

@@ -314,6 +314,19 @@ def test_the_decoder_is_conditioned_as_configured(build, condition):
     assert torch.allclose(embeds.norm(dim=1), torch.full((6,), 4.0))
 
 
+@pytest.mark.parametrize("condition", ["clearest", "first", "mean"])
+def test_the_prior_learns_embeddings_such_as_the_decoder_is_given(build, condition):
+    _, objective = build("prior", [f"data.condition={condition}"])
+    objective.diffuse = lambda network, x_0, draws, **conditions: x_0
+    learned = objective.loss(None, BATCH, draws(BATCH), progress=0.0)
+    clips = objective.pairs.condition_clips(BATCH.indices, 16)
+    made = {"clearest": lambda: objective.clip.image_embeds(objective.pairs.pairs(BATCH.indices, 16)[0]),
+            "first": lambda: objective.clip.image_embeds(clips[:, :, 0]),
+            "mean": lambda: objective.mean_embeds(clips)}
+    for name, embeds in made.items():
+        assert torch.allclose(learned, embeds(), atol=1e-4) == (name == condition)
+
+
 def test_a_fifth_of_the_video_decoders_clips_are_conditioned_on_the_mean(record):
     batch = Batch(0, 20)
     seen, objective, _ = record("decoder_t", ["data.mean_condition=0.2"], batch)
