@@ -1,6 +1,6 @@
 # make demo   environment, then a video from a prompt, with the weights in the package
 # make test   environment, then the tests
-PYTHON ?= python3.11
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
 

@@ -29,7 +29,8 @@ from mavlite.evaluation.accuracy import score
 from mavlite.evaluation.tracker import track
 from mavlite.flat_memory import in_batches
 from mavlite.moving_mnist import SPEED
-from mavlite.pipeline import MOST_CANDIDATES, MakeAVideo
+from mavlite.options import MOST_CANDIDATES
+from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.sampling import make_denoiser, sample, time_steps
 from mavlite.session import to_unit

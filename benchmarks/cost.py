@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.command import command_line, machine, run, table, write
 from benchmarks.timing import PROMPT, in_own_process, median_seconds, stage_seconds
-from mavlite import cascade, pipeline
+from mavlite import cascade, options
 from mavlite.checkpoint import SHIPPED
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
@@ -59,7 +59,7 @@ def run_stage(pipe, stage):
     """One stage for one video, on input of the right shape: what the input says costs nothing."""
     data, clip = pipe.data, pipe.networks["clip"]
     network, config = pipe.networks[stage], pipe.configs.get(stage)
-    each = pipeline.CANDIDATES if stage == "decoder_t" else 1
+    each = options.CANDIDATES if stage == "decoder_t" else 1
     noise = cascade.Noise(0, [0], stage, pipe.device, each)
     y_e = torch.zeros(each, clip.embed_dim, device=pipe.device)
 
@@ -146,7 +146,7 @@ def main():
           f"{args.repeats} after warm-up: {machine(pipe.device, pipe.precision)}; matrix product "
           f"{product:.0f} GFLOP/s, convolution {convolution:.0f} GFLOP/s. \"Each\" is an evaluation of the "
           "network, of which a guided step takes two (of D^t, one of it and one of D), the mean over the "
-          f"walk: P's are of {CANDIDATES} candidates, D^t's of {pipeline.CANDIDATES} up to the choice and of "
+          f"walk: P's are of {CANDIDATES} candidates, D^t's of {options.CANDIDATES} up to the choice and of "
           "one from there on, what chooses included. Memory is what comes on top of the "
           f"{min(held) / 2**20:.0f} MiB held before by {holding} of all stages.\n\n"
           + table(header, rows), args.out)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.command import table
 from mavlite.evaluation.report import source
-from mavlite.pipeline import CANDIDATES, FRAME_CANDIDATES
+from mavlite.options import CANDIDATES, FRAME_CANDIDATES
 
 BEGIN, END = "<!-- scores: begin -->\n", "<!-- scores: end -->"
 

@@ -32,7 +32,8 @@ from mavlite.evaluation import fidelity
 from mavlite.evaluation.accuracy import score
 from mavlite.evaluation.samples import RealClips, image_embeds, text_embeds
 from mavlite.moving_mnist import box_resize
-from mavlite.pipeline import GUIDED, MakeAVideo
+from mavlite.options import GUIDED
+from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
 from mavlite.stages import CASCADE, STAGES, load_network

@@ -198,7 +198,8 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
         frames[:, i, :, ::skip] = keys[:, :, start:start + per_window]
     filled = fill_frames(network, config, noise, frames, known, image_embeds, fps, skip, settings=settings)
     video = torch.zeros(b, c, (k - 1) * skip + 1, h, w, device=keys.device)
-    for i, start in enumerate(starts):
+    # Where the last two overlap, the first counts: a video is the beginning of a longer one.
+    for i, start in reversed([*enumerate(starts)]):
         video[:, :, start * skip:start * skip + length] = filled[:, i]
     return video
 

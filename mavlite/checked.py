@@ -46,17 +46,18 @@ def fill(kind, mapping, path):
     hints = typing.get_type_hints(kind)
     for key in mapping:
         require(key in hints, f"unknown key {path}.{named(key)}; {path} has {', '.join(hints)}")
-    return kind(**{key: _check(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
+    return kind(**{key: check(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
 
 
-def _check(kind, value, path):
+def check(kind, value, path):
+    """value, if it is of that type (a float may be an int, or text); else MavliteError naming `path`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:                            # X | None
-        return None if value is None else _check(arguments[0], value, path)
+        return None if value is None else check(arguments[0], value, path)
     if origin is list:
         require(isinstance(value, list), f"{path}: must be a list, not {shown(value)}")
         require(len(value) <= 64, f"{path}: {len(value)} values are more than any list here takes")
-        return [_check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+        return [check(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if kind is float:
         if isinstance(value, str):                           # YAML 1.1 reads 1e-3 as text
             try:

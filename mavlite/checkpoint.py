@@ -164,7 +164,7 @@ def refuse_code(place, files):
     code = sorted(str(file) for file in map(Path, files) if file.suffix.lower() in CODE)
     if code:
         raise MavliteError(f"{place}: holds {Path(code[0]).name}, which could run code; mavlite reads only "
-                           f"{MODEL} and {RECORD}, delete the rest")
+                           f"{MODEL} and {RECORD}; keep weights in a folder without other files")
 
 
 def read_record(folder, stage=None):

@@ -1,6 +1,7 @@
 """The `mavlite` command: arguments in, one library call, one clear line for what goes wrong (exit code 2)."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -10,15 +11,32 @@ from pathlib import Path
 from mavlite.errors import MavliteError
 
 
+class Parser(argparse.ArgumentParser):
+    """Options by their whole names only, and one line for what is wrong."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def place(text):
+    """A path that is asked for: not nothing."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path; name a place")
+    return text
+
+
 def parser():
-    top = argparse.ArgumentParser(prog="mavlite",
-                                  description="Make-A-Video on Moving MNIST, small enough to understand.")
+    top = Parser(prog="mavlite", description="Make-A-Video on Moving MNIST, small enough to understand.")
     commands = top.add_subparsers(dest="command", required=True)
 
     p = commands.add_parser("generate", help="text to video",
                             description='For example: mavlite generate "two and 4" --out clip.mp4')
     p.add_argument("prompt", nargs="?", help='such as "two and 4"')
-    p.add_argument("--prompts", metavar="FILE", help="a file with one prompt a line, instead of PROMPT")
+    p.add_argument("--prompts", type=place, metavar="FILE",
+                   help="a file with one prompt a line, instead of PROMPT")
     p.add_argument("--num-frames", type=int, help="frames of the video, 1 for an image (default 76)")
     p.add_argument("--frame-skip", type=int, help="frames of the video per key frame (default 5)")
     p.add_argument("--num-videos", type=int, default=1, help="videos for each prompt")
@@ -61,30 +79,30 @@ def parser():
     p = commands.add_parser("train", help="train one stage", description=example)
     p.add_argument("stage")
     _training_arguments(p)
-    p.add_argument("--out", required=True, metavar="RUN", help="run folder")
+    p.add_argument("--out", type=place, required=True, metavar="RUN", help="run folder")
     p.add_argument("--resume", action="store_true",
                    help="go on from the run's newest checkpoint, or start it")
-    p.add_argument("--init-from", metavar="WEIGHTS",
+    p.add_argument("--init-from", type=place, metavar="WEIGHTS",
                    help="start from a weights folder of the same stage, with a fresh optimizer")
-    p.add_argument("--weights",
+    p.add_argument("--weights", type=place,
                    help="folder with the weights of the stages this one needs "
                         "(default: those in the package)")
-    p.add_argument("--reference", metavar="CSV",
+    p.add_argument("--reference", type=place, metavar="CSV",
                    help="a loss curve to see beside this run's in RUN/loss.png "
                         "(configs/curves/cpu/STAGE.csv)")
     p.set_defaults(run=train)
 
     p = commands.add_parser("reproduce", help="train all stages in order; stop it, run it again, it goes on")
     _training_arguments(p)
-    p.add_argument("--out", default="runs", metavar="DIR",
+    p.add_argument("--out", type=place, default="runs", metavar="DIR",
                    help="folder for runs and weights (default: runs/<config's name>)")
     p.add_argument("--only", nargs="+", metavar="STAGE", help="these stages only")
     p.set_defaults(run=reproduce)
 
     p = commands.add_parser("evaluate", help="every score of the cascade, each beside a ceiling and a floor")
-    p.add_argument("--out", required=True, metavar="REPORT",
+    p.add_argument("--out", type=place, required=True, metavar="REPORT",
                    help="a .json file; plots go to a folder beside it")
-    p.add_argument("--weights", help="folder of weights (default: those in the package)")
+    p.add_argument("--weights", type=place, help="folder of weights (default: those in the package)")
     p.add_argument("--quick", action="store_true", help="very few clips: minutes on two cores, no precision")
     p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 6)")
     p.add_argument("--applied", type=int,
@@ -97,23 +115,25 @@ def parser():
     p.set_defaults(run=evaluate)
 
     p = commands.add_parser("info", help="stages, parameters, FLOPs, checksums, how they were trained")
-    p.add_argument("--weights", help="folder of weights (default: those in the package)")
+    p.add_argument("--weights", type=place, help="folder of weights (default: those in the package)")
     p.set_defaults(run=info)
     return top
 
 
 def _sampling_arguments(p):
-    p.add_argument("--out", required=True, nargs="+", metavar="PATH",
+    p.add_argument("--out", type=place, required=True, nargs="+", metavar="PATH",
                    help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; "
                         "several may be named")
-    p.add_argument("--stages-out", metavar="DIR", help="also write what every stage made, as pictures")
+    p.add_argument("--stages-out", type=place, metavar="DIR",
+                   help="also write what every stage made, as pictures")
     p.add_argument("--fps", type=float,
                    help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
     p.add_argument("--steps", type=int,
                    help="denoising steps of every stage (default: each stage's own; the shipped D^t is made "
                         "for four)")
     p.add_argument("--guidance-scale", type=float,
-                   help="classifier-free guidance (default: each stage's own; the shipped D^t needs none)")
+                   help="how far from what is made without the embedding; D^t: from what D makes without it "
+                        "(default: each stage's own; students, as the shipped D^t is one, need none)")
     p.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp_2m"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--candidates", type=int,
@@ -121,7 +141,8 @@ def _sampling_arguments(p):
                         "frame 32, of morph 1)")
     p.add_argument("--independent-noise", action="store_true",
                    help="SR_h: other noise for each frame, to see the flicker")
-    p.add_argument("--weights", help="folder of weights, or a Hub id (default: those in the package)")
+    p.add_argument("--weights", type=place,
+                   help="folder of weights, or a Hub id (default: those in the package)")
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
 
 
@@ -138,7 +159,7 @@ def _application(p, *own):
 
 
 def _training_arguments(p):
-    p.add_argument("--config", required=True, metavar="YAML")
+    p.add_argument("--config", type=place, required=True, metavar="YAML")
     p.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
                    help="override a value, such as train.steps=500; may be repeated")
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
@@ -210,6 +231,9 @@ def sigterm_is_ctrl_c():
 
 
 def main(argv=None):
+    for stream in (sys.stdout, sys.stderr):                  # a terminal need not know every letter of a path
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     try:
         with sigterm_is_ctrl_c():
@@ -217,6 +241,9 @@ def main(argv=None):
     except MavliteError as error:
         print(f"mavlite: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:                                  # mavlite info | head: who read has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:                                 # a disk that is full, a folder that is read-only
         place = f"{error.filename}: " if error.filename else ""
         print(f"mavlite: error: {place}{error.strerror or error}", file=sys.stderr)

@@ -2,8 +2,9 @@
 
 The default is a tiny open_clip model that is trained here, because a CLIP that knows two overlapping digits
 is what this domain needs. It is built from open_clip's parts, not registered under a name
-(`open_clip.add_model_config`): its sizes come from the config and its ids from the tokenizer. Any public open_clip checkpoint can stand in its place (`clip: {model: ViT-B-32,
-pretrained: <tag or safetensors file>}`) and then takes any text.
+(`open_clip.add_model_config`): its sizes come from the config, its ids from the tokenizer. Any public
+open_clip checkpoint can stand in its place (`clip: {model: ViT-B-32, pretrained: <tag or safetensors file>}`)
+and then takes any text.
 """
 
 import functools

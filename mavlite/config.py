@@ -233,7 +233,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 20
     save_every: int = 200
-    sample_every: int = 0                    # 0: only at the end
+    sample_every: int = 1000                 # steps between sample pictures; 0: only at the end
     keep: int = 2                            # checkpoints of the run folder
 
     def __post_init__(self):
@@ -357,13 +357,24 @@ def load_config(path, stage, overrides=()):
     require(isinstance(blocks, dict), f"{path}: stages must hold a block per stage")
     for name in blocks:
         require(name in STAGE_NAMES, f"{path}: unknown stage {shown(name)}; there are {stages}")
-    if model_type(stage) is not UNetConfig:
-        content.pop("model", None)                           # the shared model section is the U-Nets'
     try:
-        block = {} if blocks.get(stage) is None else blocks[stage]
-        require(isinstance(block, dict), f"stages.{stage}: must be a block of sections")
-        merged = merge(merge(content, block), parse_overrides(overrides))
+        for name, block in blocks.items():                   # all of the file, whichever stage is asked for
+            require(block is None or isinstance(block, dict), f"stages.{name}: must be a block of sections")
+            check_sections(block or {}, section_types(name), f"stages.{name}.")
+        check_sections(content, {**section_types("decoder"), "extrapolate": ExtrapolateConfig})
+        if model_type(stage) is not UNetConfig:
+            content.pop("model", None)                       # the shared model section is the U-Nets'
+        merged = merge(merge(content, blocks.get(stage) or {}), parse_overrides(overrides))
         require("stage" not in merged, f"unknown section 'stage'; {stage} was asked for")
         return Config.from_dict({"stage": stage, **merged})
     except MavliteError as error:
         raise MavliteError(f"{path} ({stage}): {error}") from None
+
+
+def check_sections(mapping, sections, within=""):
+    """Refuse unknown or mistyped keys of sections; whether their values go together is for `from_dict`."""
+    for key, values in mapping.items():
+        require(key in sections,
+                f"unknown section {shown(within + str(key))}; there are {', '.join(sections)}")
+        if sections[key] is not None and values is not None:
+            fill(sections[key], values, within + key)

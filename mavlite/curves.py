@@ -19,9 +19,12 @@ def read_curve(path):
     try:
         with open(path, newline="") as file:
             rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        ok = all(0 <= step < 2**31 and abs(loss) < 1e12 for step, loss in rows)      # NaN is not
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise MavliteError(f"{path}: is no loss curve, a CSV with the columns step and loss "
-                           f"({error})") from None
+                           f"({' '.join(str(error).split())[:100]})") from None
+    if not ok:
+        raise MavliteError(f"{path}: holds a step or a loss that cannot be drawn; keep it anew from a run")
     if not rows:
         raise MavliteError(f"{path}: holds no steps; train first")
     return tuple(map(list, zip(*rows)))

@@ -18,10 +18,13 @@ def pick_device(name=None):
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", str(name)):
+            raise RuntimeError("unknown")
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MavliteError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
+        raise MavliteError(f"device {str(name)[:40]!r} cannot be used here "
+                           f"({str(error).splitlines()[0].partition('. ')[0][:100]}); "
                            "leave it out or name cpu, cuda or mps") from None
     return device
 

@@ -38,10 +38,9 @@ def generate_files(prompts, outputs, *, num_videos=1, batch_size=8, weights=None
         raise MavliteError(f"{len(prompts) * num_videos:,} videos are more than one call keeps in memory "
                            f"({MOST:,}); make fewer at once, with another --seed each time")
     prompts = [prompt for prompt in prompts for _ in range(num_videos)]
-    for path in outputs:
-        check_output_path(path, several=len(prompts) > 1)
+    outputs = [check_output_path(path, several=len(prompts) > 1) for path in outputs]
     if stages_out:
-        check_output_path(Path(stages_out) / "any.png")
+        stages_out = check_output_path(Path(stages_out) / "any.png").parent
     pipe = MakeAVideo.from_pretrained(weights, device=device)
     if pipe.networks["clip"].tiny:
         for prompt in prompts:

@@ -3,7 +3,9 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mavlite.checked import require, shown
 from mavlite.errors import MavliteError
+from mavlite.records import check_provenance
 from mavlite.stages import CASCADE, MEASURING, STAGES, available, load_clip, load_network, read_config
 
 
@@ -50,9 +52,12 @@ def print_info(weights):
         config = read_config(weights, stage)
         clip = load_clip(weights, config) if STAGES[stage].uses_clip else None
         network, config, _ = load_network(weights, stage, clip)
-        p, samples = record["provenance"], stage in CASCADE and stage != "clip"
+        path = f"{weights}/{stage}/config.json"
+        p, samples = check_provenance(path, record), stage in CASCADE and stage != "clip"
+        scores, count = record.get("scores") or {}, sum(t.numel() for t in network.state_dict().values())
+        require(isinstance(scores, dict), f"{path}: scores must be an object, not {shown(scores)}")
         mflop = flops_per_frame(stage, network, config) / 1e6
-        print(f"{stage:14s} {STAGES[stage].symbol:7s} {record['parameters']:10,d} {mflop:11.1f} "
+        print(f"{stage:14s} {STAGES[stage].symbol:7s} {count:10,d} {mflop:11.1f} "
               f"{config.sample.steps if samples else '-':>6} {config.sample.sampler if samples else '-':>8} "
               f"{config.sample.guidance_scale if samples else '-':>8}  {record['sha256'][:12]}  "
               f"{p['steps']} steps of {p['batch_size']}, {p['seconds']} s on {p['hardware']} "
@@ -61,5 +66,5 @@ def print_info(weights):
         for e in p.get("earlier", []):
             print(f"{'':14s} before: {e['steps']} steps of {e['batch_size']}, {e['seconds']} s on "
                   f"{e['hardware']}, from {e['started_from']}, seed {e['seed']}, commit {e['commit']}")
-        for name, score in record.get("scores", {}).items():
+        for name, score in scores.items():
             print(f"{'':14s} {name}: {score}")

@@ -3,7 +3,6 @@
     y_t = SR_h o SR_l^t o upF o D^t o P o (x_hat, C_x(x))
 """
 
-import dataclasses
 import functools
 
 import torch
@@ -16,15 +15,10 @@ from mavlite.errors import MavliteError
 from mavlite.guidance import single_frames
 from mavlite.hub import weights_folder
 from mavlite.moving_mnist import box_resize, clearest
+from mavlite.options import FRAME_CANDIDATES, LONGEST, checked_length, checked_prompts, checked_skip, number
 from mavlite.prior import renormalise, spherical
 from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
-
-LONGEST = 10_000                             # frames of a finished video
-CANDIDATES, MOST_CANDIDATES = 8, 64          # of which a video's key frames are chosen
-FRAME_CANDIDATES = 32                        # of which C chooses one frame: 128 evaluations of it
-# What has an embedding or a prompt to be guided by.
-GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
 
 
 class MakeAVideo:
@@ -94,16 +88,11 @@ class MakeAVideo:
             progress: show a bar.
         Raises MavliteError for what the weights were not trained for, before work begins.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise MavliteError("no prompt was given; write one like \"two and 4\"")
+        prompts, skip = checked_prompts(prompt), checked_skip(self.data, frame_skip)
+        num_frames = checked_length(num_frames, (self.data.num_frames - 1) * skip + 1)
         if num_frames == 1 and options.get("candidates") is None:
             options["candidates"] = FRAME_CANDIDATES
-        run, skip = Session(self, len(prompts), **options), self._checked_skip(frame_skip)
-        if num_frames is None:
-            num_frames = (self.data.num_frames - 1) * skip + 1
-        if not 1 <= num_frames <= LONGEST:
-            raise MavliteError(f"num_frames: {num_frames} is not within 1 ... {LONGEST}")
+        run = Session(self, len(prompts), **options)
         with run:
             y_e = self._embed_prompts(run, prompts)
             if num_frames == 1:
@@ -233,6 +222,7 @@ class MakeAVideo:
         Up to 16 frames are one window of upF at rate `fps`; more are key frames, filled in at a higher one.
         prompt: as in `animate`.
         """
+        num_frames = number("num_frames", num_frames, int)
         length, most = self.data.num_frames, (self.data.num_frames - 1) * self.data.max_frame_skip + 1
         if not 3 <= num_frames <= most:
             raise MavliteError(f"num_frames: {num_frames} is not within 3 ... {most}, both given ones "
@@ -262,6 +252,7 @@ class MakeAVideo:
         from the given key frames, and keeps to them the more the lower it is. It is the share of D^t's steps
         that are taken, rounded: quarters, with the four of the shipped D^t.
         """
+        strength = number("strength", strength, float)
         if not 0 < strength <= 1:
             raise MavliteError(f"strength: {strength} is not within (0, 1]")
         run = Session(self, len(video), **self._no_faster(video, options))
@@ -285,7 +276,7 @@ class MakeAVideo:
         """
         run, skip = Session(self, len(video), **self._no_faster(video, options)), self.data.frame_skip
         keys = self._small(self._key_frames(video, run.fps, every=True))
-        num_keys = -(-(num_frames - 1) // skip) + 1
+        num_keys = -(-(number("num_frames", num_frames, int) - 1) // skip) + 1
         if not keys.shape[2] < num_keys or num_frames > LONGEST:
             raise MavliteError(f"num_frames: {num_frames} is not within {(keys.shape[2] - 1) * skip + 2} ... "
                                f"{LONGEST}: the given video is {keys.shape[2]} key frames long")
@@ -304,6 +295,7 @@ class MakeAVideo:
         All start from the same noise, so what changes from one to the next comes from the embedding. Hence
         one candidate each, unless more are asked for.
         """
+        num_videos = number("num_videos", num_videos, int)
         if num_videos < 2:
             raise MavliteError(f"num_videos: {num_videos} has no way from one prompt to the other; "
                                "ask for 2 or more")
@@ -328,7 +320,7 @@ class MakeAVideo:
         fps, (lowest, _), few = options.get("fps"), self.data.fps_range, video.frames.shape[2] == 1
         if fps is None:
             return {**options, "fps": self.data.fps if few else max(lowest, min(self.data.fps, video.fps))}
-        if fps > 1.01 * video.fps and not few:
+        if number("fps", fps, float) > 1.01 * video.fps and not few:
             raise MavliteError(f"fps: {fps:g} key frames a second are more than the given video's "
                                f"{video.fps:g} frames a second; choose fewer")
         return options
@@ -356,42 +348,3 @@ class MakeAVideo:
             y_e = renormalise(rearrange(y_e, "(b f) d -> b f d", f=frames.shape[2]).mean(dim=1))
         run.kept["image_embeds"] = y_e
         return y_e
-
-    # ------------------------------------------------------------ checks
-
-    def _checked_fps(self, fps):
-        """Refuse what the weights were not trained for."""
-        low, high = self.data.fps_range
-        fps = self.data.fps if fps is None else fps
-        if not low <= fps <= high:
-            raise MavliteError(f"fps: a key-frame rate of {fps} was not trained; "
-                               f"choose within {low:g} ... {high:g}")
-        return float(fps)
-
-    def _checked_skip(self, skip):
-        skip, most = self.data.frame_skip if skip is None else skip, self.data.max_frame_skip
-        if not 1 <= skip <= most:
-            raise MavliteError(f"frame_skip: {skip} was not trained; choose within 1 ... {most}")
-        return skip
-
-    def _checked_candidates(self, candidates):
-        candidates = CANDIDATES if candidates is None else candidates
-        if not 1 <= candidates <= MOST_CANDIDATES:
-            raise MavliteError(f"candidates: {candidates} is not within 1 ... {MOST_CANDIDATES}")
-        return candidates
-
-    def _settings(self, steps, guidance_scale, sampler):
-        """Each stage's own sampling settings, with what the caller overrides: stage -> SampleConfig."""
-        own = {stage: config.sample for stage, config in self.configs.items()}
-        own["extrapolate"] = self.configs["interpolation"].extrapolate
-        changes = {stage: {} for stage in own}
-        given = {"steps": (steps, tuple(own)), "sampler": (sampler, tuple(own)),
-                 "guidance_scale": (guidance_scale, GUIDED)}
-        for key, (value, stages) in given.items():
-            values = value if isinstance(value, dict) else {stage: value for stage in stages}
-            for stage in values:
-                if stage not in stages:
-                    raise MavliteError(f"{key}: no stage {stage!r} takes it; name {', '.join(stages)}")
-                if values[stage] is not None:
-                    changes[stage][key] = values[stage]
-        return {stage: dataclasses.replace(own[stage], **changes[stage]) for stage in own}

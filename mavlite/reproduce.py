@@ -8,12 +8,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mavlite.checkpoint import checkpoints, read_record, write_folder
+from mavlite.clip import Clip
 from mavlite.config import UNetConfig, load_config, model_type
 from mavlite.curves import plot_loss, read_curve
 from mavlite.device import keep_freed_memory
 from mavlite.errors import MavliteError
 from mavlite.previews import save_preview
-from mavlite.stages import STAGES, available, read_config
+from mavlite.stages import STAGES, available, build_network, read_config
+from mavlite.starting import require_inflatable
 from mavlite.training import Trainer, uninterrupted, wait_for_ranks
 
 
@@ -73,6 +75,7 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
         shared = model_type(stage) is UNetConfig             # --set model.* means the U-Nets', as in the file
         mine = [o for o in overrides if shared or not o.startswith("model.")]
         configs[stage] = load_config(config_path, stage, mine)
+    require_buildable(configs)
     require_current(folder, names)
     for stage, config in configs.items():
         if stage == "clip" and config.clip.model != "tiny":
@@ -94,6 +97,16 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
         print(f"all of {', '.join(names)}: {time.perf_counter() - started:.0f} s; "
               f"weights in {folder / 'weights'}")
     return folder / "weights"
+
+
+def require_buildable(configs):
+    """stage -> Config: raise MavliteError for networks that cannot be built, or inflated from each other."""
+    clip = Clip(next(iter(configs.values())).clip)
+    for stage, config in configs.items():
+        build_network(config, clip)
+        source = configs.get(STAGES[stage].starts_from)
+        if source is not None and config.train.inflate:
+            require_inflatable(config, source)
 
 
 def require_current(folder, names):

@@ -5,6 +5,7 @@ its conditions and a guidance scale, and walks t from 1 to 0. Every coefficient 
 beforehand, in float64 on the CPU, so a step never waits for the device.
 """
 
+import functools
 import math
 
 import torch
@@ -95,7 +96,7 @@ def time_steps(num_inference_steps, device=None, start_time=1.0):
 
 def sample(
     denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None,
-    start_time=1.0
+    start_time=1.0, variance_type="fixed_small"
 ):
     """Walk from noise to data with one of SAMPLERS.
 
@@ -111,14 +112,16 @@ def sample(
         start_time: in (0, 1]. Below 1 the walk starts part-way, at t = time_steps(..., start_time=...)[0],
             from x = add_noise(data, noise, t): the result keeps to the data, the more the lower t is (SDEdit,
             Meng et al. 2021).
+        variance_type: of the noise in a step of "ddpm", see there.
 
     Returns:
         x_0, in x's shape and dtype. No gradients are recorded.
 
     Raises:
-        ValueError: for an unknown sampler, no steps, or "ddpm" without draw_noise.
+        ValueError: for an unknown sampler or variance_type, no steps, or "ddpm" without draw_noise.
     """
-    functions = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+    functions = {"ddpm": functools.partial(ddpm, variance_type=variance_type), "ddim": ddim,
+                 "dpmpp_2m": dpmpp_2m}
     if sampler not in functions:
         raise ValueError(f"sampler is {sampler!r}; it must be one of {SAMPLERS}")
     return functions[sampler](denoise, x, diffusion, num_inference_steps, draw_noise, callback, start_time)
@@ -141,11 +144,17 @@ def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
 
 
 @torch.no_grad()
-def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0):
+def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0,
+         variance_type="fixed_small"):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), between any two times. Arguments as in `sample`.
 
-    The variance of a step is beta_tilde, or the learned one if denoise returns a pair.
+    The true variance of a step depends on the data, and mostly lies between two (their section 3.2):
+    beta_tilde, "fixed_small", is right if x_0 is known, and beta, "fixed_large", if x_0 ~ N(0, I). The small
+    one makes data a little too narrow. A learned variance, which a pair (x_0, v) from denoise brings, takes
+    the place of either.
     """
+    if variance_type not in ("fixed_small", "fixed_large"):
+        raise ValueError(f"variance_type is {variance_type!r}; it must be fixed_small or fixed_large")
     if draw_noise is None:
         raise ValueError("the sampler 'ddpm' adds fresh noise in every step: pass draw_noise, () -> like x")
     times, _, _ = _schedule(diffusion, num_inference_steps, start_time)
@@ -161,7 +170,7 @@ def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
         # 3. Add the noise of the step, x_s = mean + sqrt(variance) noise; the last step lands on x_0.
         if i < len(times) - 2:
             if v is None:
-                deviation = math.sqrt(beta_tilde[i])
+                deviation = math.sqrt(beta[i] if variance_type == "fixed_large" else beta_tilde[i])
             else:
                 # deviation = exp(log variance / 2)
                 log_variance = interpolate_log_variance(v, math.log(beta[i]), math.log(beta_tilde[i]))

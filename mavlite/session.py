@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from mavlite import cascade
 from mavlite.device import autocast, synchronize
+from mavlite.options import checked_candidates, checked_fps, number, sample_settings
 from mavlite.video import Video
 
 
@@ -17,10 +18,11 @@ class Session:
 
     def __init__(self, pipe, count, *, fps=None, steps=None, guidance_scale=None, sampler=None, seed=0,
                  index=0, candidates=None, shared_noise=True, progress=False, same=False):
-        self.pipe, self.fps, self.shared_noise = pipe, pipe._checked_fps(fps), shared_noise
-        self.candidates = pipe._checked_candidates(candidates)
-        self.settings = pipe._settings(steps, guidance_scale, sampler)
-        self.seed, self.indices = seed, [index] * count if same else range(index, index + count)
+        self.pipe, self.fps, self.shared_noise = pipe, checked_fps(pipe.data, fps), shared_noise
+        self.candidates = checked_candidates(candidates)
+        self.settings = sample_settings(pipe.configs, steps, guidance_scale, sampler)
+        self.seed, index = number("seed", seed, int), number("index", index, int)
+        self.indices = [index] * count if same else range(index, index + count)
         self.clock, self.kept = Clock(pipe.device, progress), {}
         self.precision = autocast(pipe.device, pipe.precision)
 

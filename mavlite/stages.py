@@ -9,6 +9,8 @@ critic teaches D, D^t and upF, and measures nothing.
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mavlite.checkpoint import SHIPPED, load_state, read_record, read_weights
 from mavlite.clip import Clip
 from mavlite.config import Config
@@ -75,7 +77,8 @@ def build_network(config: Config, clip: Clip | None = None):
         concat = data.channels if len(stage.size) == 2 else 0    # upsampled low resolution
     network = UNet(config.model, in_channels=data.channels, concat_channels=concat,
                    embed_dim=clip.embed_dim if stage.uses_clip else 0, scalars=stage.scalars,
-                   temporal=stage.temporal, learned_variance=config.diffusion.loss == "hybrid")
+                   temporal=stage.temporal, learned_variance=config.diffusion.loss == "hybrid",
+                   max_distance=data.num_frames - 1)
     size = data.sizes[stage.size[0]]
     if size % network.multiple:
         raise MavliteError(f"stage {config.stage}: frames of {size} px do not fit, "
@@ -90,10 +93,15 @@ def read_config(weights, stage):
     if not folder.is_dir():
         raise MavliteError(f"{folder}: there are no weights of stage {stage!r}; train it, "
                            "or name a folder that has them with --weights")
+    return recorded_config(folder, read_record(folder, stage))
+
+
+def recorded_config(folder, record):
+    """The Config in a weights folder's record. Raises MavliteError naming the file for one that is none."""
     try:
-        return Config.from_dict(read_record(folder, stage)["config"])
+        return Config.from_dict(record["config"])
     except MavliteError as error:
-        raise MavliteError(f"{folder / 'config.json'}: {error}") from None
+        raise MavliteError(f"{Path(folder) / 'config.json'}: {error}") from None
 
 
 def load_network(weights, stage, clip=None, device="cpu"):
@@ -101,7 +109,8 @@ def load_network(weights, stage, clip=None, device="cpu"):
     folder = Path(weights) / stage
     config = read_config(weights, stage)
     state, record = read_weights(folder, stage)
-    network = build_network(config, clip)
+    with torch.random.fork_rng(devices=[]):                  # first numbers that are overwritten at once
+        network = build_network(config, clip)
     load_state(network, state, folder)
     return network.to(device).eval().requires_grad_(False), config, record
 

@@ -7,7 +7,6 @@ checkpoints with exact resume, data-parallel under plain `torchrun`. What is tra
 objectives.py; nothing here knows a stage.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -23,16 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mavlite import checkpoint
 from mavlite.batch import Batch, Draws
-from mavlite.config import Config, UNetConfig
+from mavlite.config import Config
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
 from mavlite.digits import load_digits
 from mavlite.errors import MavliteError
 from mavlite.finite import first_not_finite
 from mavlite.objectives import OBJECTIVES, frames_per_sample
 from mavlite.optim import build_optimizers, rate
-from mavlite.stages import STAGES, build_network, load_clip, load_network
+from mavlite.records import check_state
+from mavlite.stages import STAGES, load_clip
+from mavlite.starting import earlier_trainings, initial_network
 from mavlite.training_log import Log, commit, hardware
-from mavlite.unet import inflate
 
 MAX_SKIPS = 50                               # steps in a row that the fp16 loss scaler may skip
 
@@ -92,44 +92,6 @@ def compiling(asked):
                            "or train with --set train.compile=false") from None
 
 
-def initial_network(config, clip, weights, init_from):
-    """A stage's network before its first step, and where it comes from.
-
-    init_from: a weights folder of the same stage. Otherwise the stage that the table names is inflated,
-    from `weights`; stages that start from nothing are initialised from the seed.
-    """
-    torch.manual_seed(config.train.seed)
-    network = build_network(config, clip)
-    if init_from is not None:
-        state, record = checkpoint.read_weights(init_from, config.stage)
-        had = record["config"]["diffusion"]["prediction_type"]
-        if had != config.diffusion.prediction_type:          # it would fit, and mean something else
-            raise MavliteError(f"{init_from}: was trained with diffusion.prediction_type {had}, the "
-                               f"configuration says {config.diffusion.prediction_type}; go on with the same")
-        if isinstance(config.model, UNetConfig):
-            had = UNetConfig(**record["config"]["model"])
-            if config.model.deepens(had) and not had.deepens(config.model):
-                state = network.state_dict() | state         # what is added starts as the identity
-        checkpoint.load_state(network, state, init_from)
-        return network, f"{config.stage} ({record['sha256'][:12]})"
-    source = STAGES[config.stage].starts_from
-    if source is None or not config.train.inflate:
-        return network, "scratch"
-    image_network, source_config, record = load_network(weights, source, clip)
-    model = dataclasses.replace(source_config.model, temporal_layers=config.model.temporal_layers,
-                                temporal_init=config.model.temporal_init)    # what D has no use for
-    if not config.model.deepens(model):
-        raise MavliteError(f"stage {config.stage} inflates {source}, which was trained with model "
-                           f"{source_config.model}; the configuration asks for {config.model}")
-    return inflate(image_network, network), f"{source} ({record['sha256'][:12]}), inflated"
-
-
-def earlier_trainings(init_from, stage):
-    """The provenance of all trainings that a weights folder has behind it, oldest first."""
-    provenance = dict(checkpoint.read_record(init_from, stage)["provenance"])
-    return [*provenance.pop("earlier", []), provenance]
-
-
 class Trainer:
     """Trains one stage in a run folder.
 
@@ -149,7 +111,9 @@ class Trainer:
         if config.adversarial.critic is not None and not trained:
             raise MavliteError(f"stage {config.stage}: a critic teaches who can walk already; add "
                                "--init-from with a student's weights, or set adversarial.critic to null")
-        self._claim_run(resume)
+        if not resume and checkpoint.checkpoints(self.run):
+            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose "
+                               "another --out")
         self.precision = pick_precision(self.device, self.train.precision)
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
 
@@ -184,6 +148,9 @@ class Trainer:
                     if p.requires_grad}
         self.step, self.seconds = 0, 0.0
         self.skipped, self.skipped_in_a_row = 0, 0           # steps whose gradients overflowed fp16
+        if self.rank == 0:                                   # nothing is left behind by what is refused above
+            self.lock = checkpoint.claim(self.run)           # held for as long as this trainer lives
+        wait_for_ranks()
         if resume:
             self._restore()
         if self.rank == 0:                                   # after _restore, which may refuse this config
@@ -192,18 +159,11 @@ class Trainer:
 
     # ------------------------------------------------------------ run folder
 
-    def _claim_run(self, resume):
-        """Refuse to write over another run or beside its trainer, before any work starts."""
-        if self.rank == 0:
-            self.lock = checkpoint.claim(self.run)           # held for as long as this trainer lives
-        if not resume and checkpoint.checkpoints(self.run):
-            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose "
-                               "another --out")
-
     def _restore(self):
         tensors, state = checkpoint.load_checkpoint(self.run)
         if tensors is None:
             return
+        check_state(self.run, state)
         wanted, had = self.config.to_dict(), Config.from_dict(state["config"]).to_dict()
         for key in ("stage", "data", "clip", "model", "diffusion", "distill", "adversarial"):
             if wanted[key] != had[key]:
@@ -307,6 +267,9 @@ class Trainer:
             loss = self._loss(micro)
             self.scaler.scale(loss / self.train.accumulate).backward()
             total += loss.detach() / self.train.accumulate
+        if self.world > 1:
+            dist.all_reduce(total)                           # to look at: DDP averages gradients by itself
+            total /= self.world
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         total_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -347,8 +310,10 @@ class Trainer:
             again = [lambda micro=micro: self._loss(micro, self.network)         # as it is, not compiled
                      for micro in range(self.train.accumulate)]
             bad = (first_not_finite(self.network, again) if self.world == 1 else None) or "the loss"
+        then = (f"the last checkpoint in {self.run} is intact, lower train.lr and use --resume"
+                if checkpoint.checkpoints(self.run) else "lower train.lr and start anew")
         raise MavliteError(f"stage {self.config.stage}, step {self.step}: {bad} is not finite (loss {loss}); "
-                           f"the last checkpoint in {self.run} is intact, lower train.lr and use --resume")
+                           f"{then}")
 
     def _count_skips(self, skipped):
         """A few skipped steps are how the fp16 scaler finds its scale; many in a row are a training lost."""

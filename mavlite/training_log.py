@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from mavlite.checkpoint import write_file
+from mavlite.errors import MavliteError
 
 
 class Log:
-    """A CSV line every few steps, with means since the last; TensorBoard as well when it is installed."""
+    """A CSV line every few steps and at the end, with means since the last; TensorBoard as well when it is
+    installed."""
 
     FIELDS = ("step", "loss", "grad_norm", "rate", "samples_per_s", "frames_per_s", "seconds")
 
@@ -21,20 +23,24 @@ class Log:
         if run is None:
             return
         path, kept = Path(run) / "log.csv", []
-        if path.exists() and step:                           # resumed: forget what came after the checkpoint
-            with open(path, newline="") as file:
-                kept = [row for row in csv.DictReader(file)
-                        if None not in row.values() and int(row["step"]) <= step]    # None: cut short
         text = io.StringIO(newline="")
         before = csv.DictWriter(text, self.FIELDS)
         before.writeheader()
-        before.writerows(kept)
+        try:
+            if path.exists() and step:                       # resumed: forget what came after the checkpoint
+                with open(path, newline="") as file:
+                    kept = [row for row in csv.DictReader(file)
+                            if None not in row.values() and int(row["step"]) <= step]    # None: cut short
+            before.writerows(kept)
+        except (ValueError, KeyError, csv.Error) as error:
+            raise MavliteError(f"{path}: is not the log of this run ({' '.join(str(error).split())[:80]}); "
+                               "delete it, and --resume begins another") from None
         write_file(path, text.getvalue().encode())           # whole, before anything is added to it
         self.file = open(path, "a", newline="")
         self.writer = csv.DictWriter(self.file, self.FIELDS)
         try:
             from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(Path(run) / "tensorboard"))
+            self.board = SummaryWriter(str(Path(run) / "tensorboard"), purge_step=step + 1 if step else None)
         except ImportError:
             pass
 
@@ -42,18 +48,22 @@ class Log:
         if self.file is None:
             return
         self.rows.append(report)
-        if report["step"] % self.every:
-            return
-        mean = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in self.FIELDS}
-        mean |= {"step": report["step"], "seconds": report["seconds"]}
+        if report["step"] % self.every == 0:
+            self._write()
+
+    def _write(self):
+        last, mean = self.rows[-1], {k: sum(r[k] for r in self.rows) / len(self.rows) for k in self.FIELDS}
+        mean |= {"step": last["step"], "seconds": last["seconds"]}
         self.rows = []
         self.writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in mean.items()})
         self.file.flush()
         if self.board:
             for key in ("loss", "grad_norm", "rate", "samples_per_s"):
-                self.board.add_scalar(key, mean[key], report["step"])
+                self.board.add_scalar(key, mean[key], last["step"])
 
     def close(self):
+        if self.rows:                                        # fewer than `every`, at the end or when stopped
+            self._write()
         for stream in (self.file, self.board):
             if stream:
                 stream.close()

@@ -30,11 +30,12 @@ class UNet(nn.Module):
     concat_channels: further input channels at the same resolution (masked frames and mask, or the
     upsampled low resolution). embed_dim: length of the image embedding, 0 for none. scalars: names among
     fps, frame_skip, noise_level that are embedded and added to the time embedding. learned_variance
-    doubles the output channels. Frame sides must be multiples of `patch_size * 2**(levels - 1)`.
+    doubles the output channels. max_distance: frames apart that training sees, beyond which temporal
+    attention knows no farther. Frame sides must be multiples of `patch_size * 2**(levels - 1)`.
     """
 
     def __init__(self, config: UNetConfig, *, in_channels=1, concat_channels=0, embed_dim=0, scalars=(),
-                 temporal=False, learned_variance=False):
+                 temporal=False, learned_variance=False, max_distance=15):
         super().__init__()
         c, p, emb = list(config.channels), config.patch_size, config.emb_dim
         self.patch_size, self.multiple = p, p * 2 ** (len(c) - 1)
@@ -58,8 +59,9 @@ class UNet(nn.Module):
                 return nn.ModuleList()
             last = count + extra[level] - 1
             joint = {last} if attend_frames and level in config.joint_attention else {}
-            layers = nn.ModuleList(PseudoAttention3d(c[level], config.head_dim, attend_frames, i in joint)
-                                   for i in range(last + 1))
+            layers = nn.ModuleList(
+                PseudoAttention3d(c[level], config.head_dim, attend_frames, i in joint, max_distance)
+                for i in range(last + 1))
             for layer in layers[count:]:                     # what a shallower network does not have
                 nn.init.zeros_(layer.out.weight)
                 nn.init.zeros_(layer.out.bias)

@@ -134,7 +134,12 @@ def check_output_path(path, several: bool = False) -> Path:
     Its suffix must be one of SUFFIXES; with several=True it may also be a folder (no suffix, or it exists),
     which will hold one file a clip. Missing folders are made. Raises MavliteError.
     """
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:                            # ~nobody
+        raise MavliteError(f"cannot write {path}: {error}") from None
+    if len(path.name.encode()) > 200:                        # most disks take 255 bytes, ours gets a prefix
+        raise MavliteError(f"cannot write {path.name[:40]}...: the name is too long; choose a shorter one")
     is_folder = several and (path.is_dir() or path.suffix == "")
     if not is_folder:
         if path.suffix.lower() not in SUFFIXES:

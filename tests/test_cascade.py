@@ -117,6 +117,16 @@ def test_windows_come_back_to_their_place(k, skip, num_frames):
     torch.testing.assert_close(video, truth, atol=1e-6, rtol=0)
 
 
+def test_whole_windows_are_the_beginning_of_a_longer_video():
+    """The last window of 17 keys is moved onto the one before it, whose frames stay as they were."""
+    def made_up(x, t, *, drop, concat, **conditions):
+        return torch.tanh(x + concat[:, :1].sum(dim=2, keepdim=True))
+    keys, y_e, config = random(2, 1, 17, 4, 4), random(2, 5), interpolation_config(16)
+    short, longer = (run_interpolation(made_up, config, noise(), keys[:, :, :k], y_e, 6.0, 5)
+                     for k in (16, 17))
+    torch.testing.assert_close(longer[:, :, :short.shape[2]], short)
+
+
 # --- key frames and the prior ------------------------------------------------------------------------------
 
 def test_key_frames_are_made_at_the_asked_rate():

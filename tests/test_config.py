@@ -201,3 +201,23 @@ def test_merging_changes_neither_mapping():
     base, override = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merge(base, override) == {"a": {"b": 3, "c": 2}}
     assert (base, override) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+
+
+@pytest.mark.parametrize("content, said", [
+    ("stages: {decoder: {train: {stepz: 3}}}", "unknown key stages.decoder.train.stepz"),
+    ("stages: {decoder: {trian: {}}}", "unknown section 'stages.decoder.trian'"),
+    ("model: {chanels: [8]}", "unknown key model.chanels"),
+    ("stages: {clip: {model: {width: 3}}}", "clip")])
+@pytest.mark.parametrize("stage", ["clip", "sr_l"])
+def test_all_of_a_file_is_read_whichever_stage_is_asked_for(tmp_path, content, said, stage):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    if stage == "sr_l" and "clip" in content:
+        load_config(path, stage)                             # said when the stage itself is asked for
+        return
+    with pytest.raises(MavliteError, match=said):
+        load_config(path, stage)
+
+
+def test_sample_pictures_are_made_every_so_often():
+    assert 0 < load_config(ROOT / "configs" / "t4.yaml", "decoder").train.sample_every <= 1000

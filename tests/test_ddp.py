@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from mavlite.checkpoint import load_checkpoint
 from mavlite.config import load_config
+from mavlite.curves import read_curve
 from mavlite.reproduce import reproduce_all
 from mavlite.training import Trainer
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # Each rank of two takes its share in so many micro-batches; one process takes the whole batch at once.
 CASES = [("clip", "muon", 1), ("prior", "adamw", 1), ("decoder_t", "muon", 2), ("interpolation", "adamw", 2),
+         ("decoder", "muon", 1), ("sr_l", "adamw", 2), ("sr_l_t", "muon", 1), ("sr_h", "muon", 2),
          ("decoder_t", "muon", 2, "rewarded"), ("decoder_t", "muon", 2, "adversarial"),
          ("interpolation", "muon", 1, "adversarial", "extrapolating")]
 STUDENT = ["sample.sampler=ddim", "sample.steps=2", "sample.guidance_scale=1.0"]
@@ -80,6 +82,12 @@ def test_two_processes_train_the_weights_of_one(runs, case):
     assert max((one[key] - two[key]).abs().max().item() for key in tensors) < 1e-9   # and optimizers, critic
     averages = [key for key in tensors if key.startswith("ema.")]                # of what moves
     assert max((one[f"network.{key[4:]}"] - one[key]).abs().max().item() for key in averages) > 1e-4
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_two_processes_log_the_losses_of_one(runs, case):
+    losses = [read_curve(folder / name(case) / "log.csv")[1] for folder in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_only_one_process_writes(runs):

@@ -9,7 +9,7 @@ import torch
 
 from mavlite import MakeAVideo, MavliteError, cascade
 from mavlite.candidates import half_way
-from mavlite.pipeline import CANDIDATES, FRAME_CANDIDATES
+from mavlite.options import CANDIDATES, FRAME_CANDIDATES
 from mavlite.sampling import time_steps
 
 PROMPTS = ["two and 4", "7 and seven"]
@@ -362,3 +362,21 @@ def test_a_folder_or_a_hub_repository_with_code_is_refused(weights, monkeypatch)
     assert "model.py, which could run code" in refusal(MakeAVideo.from_pretrained, "someone/digits")
     (weights / "setup.py").write_text("")
     assert "setup.py, which could run code" in refusal(MakeAVideo.from_pretrained, weights)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"num_frames": 2.5}, "num_frames: must be a whole number"), ({"num_frames": "5"}, "num_frames"),
+    ({"num_frames": True}, "num_frames"), ({"steps": 2.5}, "steps"), ({"steps": {"decoder_t": "3"}}, "steps"),
+    ({"guidance_scale": [3]}, "guidance_scale"), ({"fps": [6]}, "fps"), ({"candidates": 2.5}, "candidates"),
+    ({"frame_skip": 2.5}, "frame_skip"), ({"seed": 1.5}, "seed"), ({"seed": None}, "seed"),
+    ({"index": "1"}, "index"), ({"sampler": 3}, "sampler")])
+def test_options_of_another_type_are_refused_before_work(pipe, batches, options, said):
+    with pytest.raises(MavliteError, match=said):
+        pipe(PROMPTS[0], **options)
+    assert not any(batches.values())
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [5], [], {"two and 4"}])
+def test_a_prompt_is_text_or_a_list_of_texts(pipe, prompt):
+    with pytest.raises(MavliteError, match="prompt"):
+        pipe(prompt)

@@ -47,7 +47,7 @@ def gaussian_denoiser(diffusion):
     return denoise
 
 
-def mean_and_deviation(sampler, num_inference_steps, diffusion, denoise=None):
+def mean_and_deviation(sampler, num_inference_steps, diffusion, denoise=None, **options):
     """Of the sampler's output for standard normal noise: exact, because every step is affine in the noises.
 
     The batch holds one run without any noise, and for each of the noises one run with that noise alone.
@@ -69,6 +69,7 @@ def mean_and_deviation(sampler, num_inference_steps, diffusion, denoise=None):
         sampler=sampler,
         num_inference_steps=num_inference_steps,
         draw_noise=draw_noise,
+        **options,
     )
     assert next(draws, None) is None                                             # every noise was used
     return x_0[0].item(), (x_0[1:] - x_0[0]).norm().item()
@@ -91,6 +92,23 @@ def test_first_order_samplers_converge_to_the_gaussian(sampler):
     assert abs(errors[2]) < (0.013 if sampler == "ddpm" else 0.006)              # 256 steps
     assert abs(errors[3]) < 0.01
     assert abs(2 * errors[3] - errors[2]) < 1e-3                                 # ... and it is S they go to
+
+
+@pytest.mark.parametrize("sampler, options, most", [
+    ("ddpm", {"variance_type": "fixed_large"}, 0.01), ("dpmpp_2m", {}, 0.001), ("ddim", {}, 0.011),
+    ("ddpm", {"variance_type": "fixed_small"}, 0.026)])
+def test_the_variance_of_256_steps(sampler, options, most):
+    """ddim's error is of first order on even times, ddpm's that of the bound which its variance takes."""
+    mean, deviation = mean_and_deviation(sampler, 256, Diffusion(), **options)
+    assert abs(mean - MU) < 1e-10 and abs((deviation / S) ** 2 - 1) < most
+
+
+def test_the_two_variances_of_ddpm_enclose_the_data(num_inference_steps=128):
+    small, large = (mean_and_deviation("ddpm", num_inference_steps, Diffusion(), variance_type=kind)[1]
+                    for kind in ("fixed_small", "fixed_large"))
+    assert small < S < large
+    with pytest.raises(ValueError, match="fixed_small or fixed_large"):
+        mean_and_deviation("ddpm", 4, Diffusion(), variance_type="learned")
 
 
 def test_second_order_sampler_converges_to_the_gaussian():
@@ -197,6 +215,16 @@ def test_ddpm_agrees_with_diffusers(prediction_type, clip):
     denoise = make_denoiser(diffusion, network, clip=clip)
     ours = sample(denoise, x, diffusion, sampler="ddpm", num_inference_steps=20, draw_noise=noise_source(x))
     # Their last step adds noise of variance 1e-20, ours none.
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
+
+
+def test_ddpm_with_the_larger_variance_agrees_with_diffusers():
+    diffusion, x = Diffusion(), start(3, 2, 4, 4)            # all of 20 steps: their last one adds no noise
+    scheduler = their_scheduler(diffusers.DDPMScheduler, diffusion, 20, clip_sample=True,
+                                variance_type="fixed_large")
+    theirs = their_sample(scheduler, network, x, diffusion, 20, generator=torch.Generator().manual_seed(0))
+    ours = sample(make_denoiser(diffusion, network), x, diffusion, sampler="ddpm", num_inference_steps=20,
+                  draw_noise=noise_source(x), variance_type="fixed_large")
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
 
 

@@ -571,3 +571,99 @@ def test_ctrl_c_waits_for_what_belongs_together_but_not_in_another_thread(ctrl_c
 def test_a_batch_that_does_not_split_is_refused(trainer, monkeypatch):
     monkeypatch.setattr(training, "join_ranks", lambda device: (0, 3, device))
     assert "train.batch_size" in refusal(trainer, "sr_l")
+
+
+# --- what each step does
+
+def test_the_log_holds_the_last_steps_however_few(trainer):
+    train(trainer("sr_l", "train.steps=5", "train.log_every=3"))
+    with open(trainer("sr_l", "train.steps=5", "train.log_every=3", resume=True).run / "log.csv") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [3, 5]
+
+
+def test_a_log_of_something_else_is_not_continued(trainer):
+    it = trainer("sr_l", "train.steps=4", "train.save_every=1")
+    train(it, until=2)
+    (it.run / "log.csv").write_text("what,ever\n1,2\n")
+    message = refusal(train, trainer("sr_l", "train.steps=4", resume=True))
+    assert "log.csv: is not the log of this run" in message
+
+
+def test_gradients_are_cut_to_their_length(trainer):
+    it, used = trainer("sr_l", "train.optimizer=adamw", "train.grad_clip=0.001"), []
+    it.optimizers[0].register_step_pre_hook(lambda *args: used.append(
+        torch.nn.utils.get_total_norm([p.grad for p in it.parameters if p.grad is not None]).item()))
+    report = train(it, until=1)[0]
+    assert report["grad_norm"] > 0.01 and used == [pytest.approx(0.001, rel=1e-3)]
+
+
+def test_the_rate_warms_up_and_falls_in_every_optimizer(trainer):
+    it = trainer("sr_l", "train.steps=8", "train.warmup_steps=2", "train.decay_share=0.5")
+    rates = []
+    for report in it.steps():
+        rates.append(report["rate"])
+        for optimizer in it.optimizers:
+            for group in optimizer.param_groups:
+                assert group["lr"] == pytest.approx(group["peak_lr"] * report["rate"])
+    assert max(rates) == 1 and rates[0] < 1 and rates[-1] < rates[4] and rates[:3] == sorted(rates[:3])
+
+
+def test_the_average_moves_by_its_decay(trainer):
+    it = trainer("sr_l", "train.steps=3", "train.ema_decay=0.2")
+    train(it, until=1)                                       # (1 + 1) / (10 + 1) is less than 0.2
+    before = {name: p.clone() for name, p in it.ema.items()}
+    train(it, until=2)
+    decay = min(0.2, (1 + 1) / (10 + 1))
+    wanted = {name: decay * before[name] + (1 - decay) * p for name, p in parameters(it).items()}
+    assert distance(it.ema, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("stage, layout", [("decoder", torch.channels_last),
+                                           ("critic", torch.channels_last_3d)])
+def test_networks_are_laid_out_for_their_convolutions(trainer, stage, layout):
+    kernels = [p for p in trainer(stage).network.parameters()
+               if p.ndim == (5 if layout == torch.channels_last_3d else 4) and min(p.shape) > 1]
+    assert kernels and all(p.is_contiguous(memory_format=layout) for p in kernels)
+
+
+def test_nan_before_the_first_checkpoint_promises_none(trainer):
+    it = trainer("decoder")
+    it.network.middle[0].register_forward_hook(lambda module, args, out: out * math.nan)
+    message = refusal(train, it)
+    assert "start anew" in message and "is intact" not in message
+
+
+@pytest.mark.parametrize("overrides, said", [
+    (["diffusion.loss=hybrid"], "diffusion.loss simple, the configuration says hybrid"),
+    (["diffusion.prediction_type=sample"], "diffusion.prediction_type v_prediction, the configuration says")])
+def test_a_stage_is_inflated_from_its_own_kind_only(trainer, overrides, said, tmp_path):
+    assert said in refusal(trainer, "decoder_t", *overrides)
+    assert not (tmp_path / "run").exists()                   # what is refused leaves nothing behind
+
+
+def test_the_callers_random_numbers_stay_as_they_were(trainer):
+    before = torch.get_rng_state()
+    train(trainer("decoder_t", "train.steps=1"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("damage", [{"step": -5}, {"step": 10**12}, {"step": 1.5}, {"step": "2"},
+                                    {"seconds": "long"}, {"origin": None}, {"scaler": []}, {"earlier": [3]},
+                                    {"config": 3}])
+def test_a_state_that_says_nonsense_is_not_resumed(trainer, damage):
+    it = trainer("sr_l", "train.steps=2")
+    train(it)
+    path = it.run / "step-00000002" / "state.json"
+    state = {k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}
+    path.write_text(json.dumps(state | damage))
+    assert next(iter(damage)) in refusal(trainer, "sr_l", "train.steps=4", resume=True)
+
+
+@pytest.mark.parametrize("damage", [{"provenance": None}, {"provenance": {"steps": 3}}, {"config": 3},
+                                    {"config": {"stage": "sr_l", "diffusion": {"loss": "nonsense"}}}])
+def test_a_record_that_says_nonsense_is_not_begun_from(trainer, smoke_weights, tmp_path, damage):
+    folder = tmp_path / "sr_l"
+    shutil.copytree(smoke_weights / "sr_l", folder)
+    record = {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k != "checksum"}
+    (folder / "config.json").write_text(json.dumps(record | damage))
+    assert "config.json" in refusal(trainer, "sr_l", init_from=folder)

@@ -11,7 +11,7 @@ from mavlite.clip import Clip
 from mavlite.config import UNetConfig
 from mavlite.layers import PseudoAttention3d, PseudoConv3d, ResBlock, fold
 from mavlite.stages import build_network, load_clip, load_network
-from mavlite.training import initial_network
+from mavlite.starting import initial_network
 from mavlite.unet import UNet, inflate
 
 CONFIG = UNetConfig(channels=[16, 32], blocks=1, attention=[1], head_dim=16, patch_size=2, context_tokens=2,
@@ -449,3 +449,11 @@ def test_the_image_embedding_is_heard_as_loudly_as_it_came():
     """Embeddings have components of order one; what is added to the time embedding has, too."""
     spread = network(UNetConfig(emb_dim=256)).embed(torch.randn(500, EMBED)).var(dim=0).mean().item()
     assert 0.5 < spread < 1.5
+
+
+@pytest.mark.parametrize("num_frames", [8, 16, 24])
+def test_temporal_attention_knows_every_distance_of_its_training_clips(smoke_config, num_frames):
+    config = smoke_config("decoder_t", [f"data.num_frames={num_frames}"])
+    network = build_network(config, Clip(config.clip))
+    biases = [p for name, p in network.named_parameters() if name.endswith("temporal_bias")]
+    assert biases and {p.shape[1] for p in biases} == {2 * (num_frames - 1) + 1}

@@ -19,7 +19,7 @@ from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import decode
 from mavlite.evaluation.tracker import match, track
 from mavlite.moving_mnist import CANVAS, DIGIT, SPEED, reflected
-from mavlite.pipeline import CANDIDATES
+from mavlite.options import CANDIDATES
 from mavlite.two_digits import separated
 
 LOW, HIGH = DIGIT / 2, CANVAS - DIGIT / 2    # px, where a centre meets a wall: 14 and 50

@@ -33,7 +33,8 @@ from mavlite.evaluation.samples import (
     text_embeds,
 )
 from mavlite.moving_mnist import box_resize
-from mavlite.pipeline import CANDIDATES, FRAME_CANDIDATES, MakeAVideo
+from mavlite.options import CANDIDATES, FRAME_CANDIDATES
+from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import PAIRS, make_prompt
 from mavlite.session import to_unit
 from mavlite.stages import MEASURING, STAGES, load_network
@@ -366,8 +367,8 @@ def evaluate(out, *, weights=None, quick=False, videos=None, applied=None, seed=
         raise MavliteError(f"{sizes.applied} clips for the applications; they need 1 or more")
     if sizes.videos < 3:
         raise MavliteError("a distance between sets of clips needs 3 videos or more")
-    if out.suffix != ".json":
-        raise MavliteError(f"{out}: a report is written as .json")
+    if out.suffix != ".json" or out.is_dir():
+        raise MavliteError(f"{out}: a report is written as a .json file; name one")
     try:                                                     # before hours of work
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):         # nothing stays there if the work is stopped
