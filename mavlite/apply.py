@@ -5,6 +5,7 @@ from pathlib import Path
 from mavlite.generate import write_files
 from mavlite.inputs import read_image, read_video
 from mavlite.pipeline import MakeAVideo
+from mavlite.prompts import parse_prompt
 from mavlite.video import Video, check_output_path
 
 
@@ -16,11 +17,14 @@ def apply(application, inputs, outputs, *, invert="auto", weights=None, device=N
     inputs: their paths, for morph the prompts. options: of the method of `MakeAVideo` with that name.
     Everything that can be refused is refused before the first step. Returns the Video.
     """
-    for path in outputs:
-        check_output_path(path, several=application == "morph")
+    outputs = [check_output_path(path, several=application == "morph") for path in outputs]
     if stages_out:
-        check_output_path(Path(stages_out) / "any.png")
+        stages_out = check_output_path(Path(stages_out) / "any.png").parent
     pipe = MakeAVideo.from_pretrained(weights, device=device)
+    if pipe.networks["clip"].tiny:
+        for prompt in [*(inputs if application == "morph" else ()), options.get("prompt")]:
+            if prompt is not None:
+                parse_prompt(prompt)
     size, channels = pipe.data.sizes[-1], pipe.data.channels
     if application in ("animate", "interpolate"):
         given = [read_image(path, size, channels, invert)[None] for path in inputs]

@@ -107,7 +107,7 @@ def parser():
     p.add_argument("--videos", type=int, help="how many videos to make (default 2048, with --quick 6)")
     p.add_argument("--applied", type=int,
                    help="how many real clips to animate and vary; half of them are extended (default a "
-                        "quarter of the videos, with --quick 2)")
+                        "quarter of the videos, at most 256, with --quick 2)")
     p.add_argument("--record", action="store_true",
                    help="write each stage's scores into its config.json, for `mavlite info`")
     p.add_argument("--seed", type=int, default=0)

@@ -342,6 +342,9 @@ class Config:
                     f"stage {stage} has no {key} section: {why}")
         config = cls(stage=stage, **filled)
         require_teachable(config)
+        require(stage != "clip" or config.train.accumulate == 1,
+                "train.accumulate: clip contrasts each pair with its whole batch, not with a micro-batch; "
+                "give it accumulate: 1 in its own block")
         require(stage != "prior" or config.diffusion.loss != "hybrid",
                 "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
         return config

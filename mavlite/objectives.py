@@ -325,7 +325,10 @@ class VideoFeaturesObjective(MeasuringObjective):
 
 
 class CriticObjective(Objective):
-    """What is at fault in clips whose faults were rendered, and where digits are."""
+    """What is at fault in clips whose faults were rendered, and where digits are.
+
+    Means over those of a batch that have a fault: with ranks or micro-batches, not quite the whole batch's.
+    """
 
     def loss(self, network, batch, draws, progress):
         pair = self.clips.pairs(batch.indices, self.data.fps, self.data.num_frames, self.size)

@@ -89,6 +89,8 @@ def time_steps(num_inference_steps, device=None, start_time=1.0):
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; at least 1 is needed")
+    if not 0 < start_time <= 1:
+        raise ValueError(f"start_time is {start_time}, not within (0, 1]")
     times = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64, device=device)
     left = max(1, min(round(start_time * num_inference_steps), num_inference_steps))
     return times[num_inference_steps - left:]

@@ -219,5 +219,12 @@ def test_all_of_a_file_is_read_whichever_stage_is_asked_for(tmp_path, content, s
         load_config(path, stage)
 
 
+def test_clip_takes_no_micro_batches():
+    path = ROOT / "configs" / "smoke.yaml"
+    with pytest.raises(MavliteError, match="clip contrasts each pair with its whole batch"):
+        load_config(path, "clip", ["train.accumulate=2"])
+    assert load_config(path, "prior", ["train.accumulate=2"]).train.accumulate == 2
+
+
 def test_sample_pictures_are_made_every_so_often():
     assert 0 < load_config(ROOT / "configs" / "t4.yaml", "decoder").train.sample_every <= 1000

@@ -275,6 +275,9 @@ def test_time_steps_span_the_whole_schedule():
         torch.testing.assert_close(times.diff(), torch.full_like(times[1:], -1 / num_inference_steps))
     with pytest.raises(ValueError, match="at least 1"):
         time_steps(0)
+    for start_time in (0, -1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="start_time"):
+            time_steps(4, start_time=start_time)
 
 
 @pytest.mark.parametrize("steps, start_time, expected", [

@@ -60,8 +60,9 @@ QUICK = Sizes(videos=6, reference=256, motion=2, frames=4, timed=1, applied=2, e
 
 
 def in_proportion(videos):
-    """What a report of so many videos looks at; 2048 are the full one."""
-    share, few = max(1, videos // 4), min(64, max(1, videos // 8))
+    """What a report of so many videos looks at; 2048 are the full one. Where every clip counts by itself, and
+    no distance between sets needs more, 256 say enough."""
+    share, few = min(256, max(1, videos // 4)), min(64, max(1, videos // 8))
     return Sizes(videos, 2048, motion=share, frames=share, timed=5, applied=share, extended=few, length=600)
 
 
