@@ -146,7 +146,7 @@ class Trainer:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = {name: p.detach().clone() for name, p in self.network.named_parameters()
                     if p.requires_grad}
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.code = 0, 0.0, commit()        # now: files may change meanwhile
         self.skipped, self.skipped_in_a_row = 0, 0           # steps whose gradients overflowed fp16
         if self.rank == 0:                                   # nothing is left behind by what is refused above
             self.lock = checkpoint.claim(self.run)           # held for as long as this trainer lives
@@ -215,7 +215,7 @@ class Trainer:
         provenance = {"steps": self.step, "batch_size": self.train.batch_size, "started_from": self.origin,
                       "seconds": round(self.seconds), "hardware": hardware(self.device),
                       "precision": self.precision, "seed": self.train.seed,
-                      "digits": self.objective.digits_source, "torch": torch.__version__, "commit": commit()}
+                      "digits": self.objective.digits_source, "torch": torch.__version__, "commit": self.code}
         if self.earlier:
             provenance["earlier"] = self.earlier
         if self.clip_sha:
