@@ -1,6 +1,8 @@
 """The command line: files of the right shape, and for every mistake one line and exit code 2."""
 
 import errno
+import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import imageio.v3
 import numpy as np
 import pytest
+from yaml import safe_dump, safe_load
 
 from mavlite import MakeAVideo
 from mavlite.checkpoint import load_checkpoint, read_record
@@ -375,3 +378,64 @@ def test_a_full_disk_is_no_traceback(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("mavlite.training_log.Log.__call__", full)
     assert run("train", "sr_l", "--config", SMOKE, "--out", tmp_path / "run", "--device", "cpu") == 2
     assert capsys.readouterr().err.endswith("mavlite: error: log.csv: No space left on device\n")
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/x.npy", f"{300 * 'n'}.npy"])
+def test_outputs_that_no_disk_takes_are_refused_before_work(capsys, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "cannot write" in error_of(capsys, "generate", "two and 4", "--out", name)
+
+
+def test_a_home_folder_is_found(loaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "results.v2").mkdir()
+    run("generate", "two and 4", "--num-videos", 2, "--num-frames", 4, "--out", "~/results.v2")
+    assert len(list((tmp_path / "results.v2").glob("*.mp4"))) == 2
+
+
+def test_a_report_does_not_take_the_place_of_a_folder(capsys, tmp_path):
+    (tmp_path / "report.json").mkdir()
+    assert "written as a .json file" in error_of(capsys, "evaluate", "--out", tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("arguments", [["generate", "two and 4", "--out", ""], ["train", "sr_l", "--out", " "],
+                                       ["info", "--weights", ""], ["generate", "--prompt", "two and 4"],
+                                       ["generate", "two and 4", "--out", "x.npy", "--guid", "3"]])
+def test_empty_paths_and_beginnings_of_options_are_refused(arguments, capsys):
+    arguments += ["--config", SMOKE] if arguments[0] == "train" else []
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [{"provenance": None}, {"provenance": []}, {"provenance": {"steps": 3}},
+                                    {"scores": [1]}])
+def test_info_of_a_damaged_record_is_one_line(capsys, tmp_path, smoke_weights, damage):
+    shutil.copytree(smoke_weights, tmp_path / "weights")
+    path = tmp_path / "weights" / "judge" / "config.json"
+    record = {key: value for key, value in json.loads(path.read_text()).items() if key != "checksum"}
+    path.write_text(json.dumps(record | damage))
+    assert next(iter(damage)) in error_of(capsys, "info", "--weights", tmp_path / "weights")
+
+
+def test_who_stops_reading_is_no_error(monkeypatch, capfd):
+    def broken(weights):
+        raise BrokenPipeError
+    monkeypatch.setattr("mavlite.info.print_info", broken)
+    kept = os.dup(1)
+    try:
+        assert run("info") == 128 + signal.SIGPIPE
+    finally:
+        os.dup2(kept, 1)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("override", ["sr_h.model.patch_size=3", "decoder_t.model.emb_dim=24"])
+def test_what_cannot_be_built_is_said_before_the_first_training(capsys, tmp_path, override):
+    stage, section, setting = override.split(".")
+    key, value = setting.split("=")
+    config = safe_load(SMOKE.read_text())
+    config.setdefault("stages", {}).setdefault(stage, {}).setdefault(section, {})[key] = int(value)
+    (tmp_path / "all.yaml").write_text(safe_dump(config))
+    said = error_of(capsys, "reproduce", "--config", tmp_path / "all.yaml", "--out", tmp_path / "runs")
+    assert stage in said and not (tmp_path / "runs").exists()
