@@ -398,8 +398,8 @@ def test_a_report_does_not_take_the_place_of_a_folder(capsys, tmp_path):
     assert "written as a .json file" in error_of(capsys, "evaluate", "--out", tmp_path / "report.json")
 
 
-@pytest.mark.parametrize("arguments", [["generate", "two and 4", "--out", ""], ["train", "sr_l", "--out", " "],
-                                       ["info", "--weights", ""], ["generate", "--prompt", "two and 4"],
+@pytest.mark.parametrize("arguments", [["generate", "two and 4", "--out", ""], ["info", "--weights", ""],
+                                       ["train", "sr_l", "--out", " "], ["generate", "--prompt", "two and 4"],
                                        ["generate", "two and 4", "--out", "x.npy", "--guid", "3"]])
 def test_empty_paths_and_beginnings_of_options_are_refused(arguments, capsys):
     arguments += ["--config", SMOKE] if arguments[0] == "train" else []
