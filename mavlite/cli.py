@@ -243,7 +243,7 @@ def main(argv=None):
         return 2
     except BrokenPipeError:                                  # mavlite info | head: who read has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 141                                           # as a shell says of SIGPIPE
     except OSError as error:                                 # a disk that is full, a folder that is read-only
         place = f"{error.filename}: " if error.filename else ""
         print(f"mavlite: error: {place}{error.strerror or error}", file=sys.stderr)
