@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mavlite.evaluation.identity import DOUBLES, alone, changed_in_sight, look
+from mavlite.evaluation import identity
+from mavlite.evaluation.identity import DOUBLES, alone, changed_in_sight, look, third_digit_share
 from mavlite.evaluation.judge import pair_logits
 from mavlite.moving_mnist import CANVAS
 
@@ -72,3 +73,17 @@ def test_a_look_at_clips_whose_two_blocks_exchange_their_shades():
     centres = torch.tensor([[15.0, 15.0], [45.0, 45.0]]).expand(2, 4, 2, 2)
     assert look(Shades(), frames, centres) == (0.5, 2)
     assert look(Shades(), frames[:1], centres[:1]) == (0, 1)
+
+
+def test_thousands_of_clips_are_looked_at_a_few_at_a_time(monkeypatch):
+    """All at once they would need tens of gigabytes."""
+    frames, seen = torch.zeros(7, 1, 3, 32, 32), []
+    frames[2:4, :, :, 2:8, 2:8] = frames[2:4, :, :, 2:8, 24:30] = frames[2:4, :, :, 24:30, 12:18] = 1.0
+    centres = torch.tensor([[16.0, 16.0], [48.0, 48.0]]).expand(7, 3, 2, 2)
+    monkeypatch.setattr(identity, "CLIPS", 2)
+    monkeypatch.setattr(identity, "alone", lambda part, own: (seen.append(len(part)), alone(part, own))[1])
+    assert third_digit_share(frames) == (pytest.approx(2 / 7), 7)
+    uniform = torch.nn.Module()
+    uniform.w = torch.nn.Parameter(torch.zeros(()))
+    uniform.forward = lambda x: torch.zeros(len(x), 55)
+    assert look(uniform, frames, centres)[1] == 0 and seen == [2, 2, 2, 1]

@@ -14,6 +14,7 @@ from mavlite.prompts import PAIRS
 from mavlite.two_digits import cut_out, in_order, separated, third_digit
 
 SURE = 0.9                                   # probability of a judge that has no doubts
+CLIPS = 64                                   # looked at together: thousands at once would need 20 GB
 DOUBLES = [i for i, (first, second) in enumerate(PAIRS) if first == second]         # 0 and 0, 1 and 1, ...
 
 
@@ -50,13 +51,15 @@ def changed_in_sight(log_probabilities, apart):
 
 def look(judge, frames, centres):
     """`changed_in_sight` of clips (b, c, f, h, w) in [0, 1] with tracked centres (b, f, 2, 2) px."""
-    digits = alone(frames.float().cpu(), in_order(centres))                          # b f 2 64 64
-    said = judge_clips(judge, digits.flatten(1, 2)[:, None])                         # b (f 2) 55
-    return changed_in_sight(said.unflatten(1, digits.shape[1:3]), separated(centres))
+    said = []
+    for part, own in zip(frames.split(CLIPS), in_order(centres).split(CLIPS)):
+        digits = alone(part.float().cpu(), own)                                      # CLIPS f 2 64 64
+        said.append(judge_clips(judge, digits.flatten(1, 2)[:, None]))               # CLIPS (f 2) 55
+    return changed_in_sight(torch.cat(said).unflatten(1, (-1, 2)), separated(centres))
 
 
 def third_digit_share(frames):
     """Share of clips (b, c, f, h, w) in [0, 1] with a third digit in some frame: (share, clips)."""
-    grey = frames.float().mean(dim=1)                                                # b f h w
-    third = third_digit(grey.flatten(0, 1)).view(grey.shape[:2]).any(dim=1)
+    third = torch.cat([third_digit(part.float().mean(dim=1).flatten(0, 1)).view(len(part), -1).any(dim=1)
+                       for part in frames.split(CLIPS)])
     return third.float().mean().item(), len(third)
