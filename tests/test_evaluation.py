@@ -216,7 +216,7 @@ def test_evaluate_refuses(arguments, said, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, sizes", [
-    ({}, (2048, 512, 512, 64)), ({"quick": True}, (6, 2, 2, 1)),
+    ({}, (2048, 256, 256, 64)), ({"quick": True}, (6, 2, 2, 1)),
     ({"quick": True, "videos": 3}, (3, 2, 2, 1)), ({"videos": 110}, (110, 27, 27, 13)),
     ({"videos": 4}, (4, 1, 1, 1)), ({"videos": 110, "applied": 12}, (110, 27, 12, 6))])
 def test_how_many_clips_are_looked_at(arguments, sizes, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def poison_data(trainer, value):
             return out
         return poisoned
     for source in (getattr(trainer.objective, name, None) for name in ("clips", "pairs")):
-        for name in ("frames", "clips", "pairs"):
+        for name in ("frames", "clips", "pairs", "condition_frames"):
             if hasattr(source, name):
                 setattr(source, name, poison(getattr(source, name)))
 

@@ -244,7 +244,9 @@ def seams(data, length):
     extension knew to the first that it made.
     """
     skip, count = data.frame_skip, (length - 1) // data.frame_skip + 1
-    shared = cascade.window_starts(-(-(length - 1) // skip) + 1, (data.num_frames - 1) // skip + 1)
+    per_window = (data.num_frames - 1) // skip + 1
+    starts = cascade.window_starts(-(-(length - 1) // skip) + 1, per_window)
+    shared = [start + per_window - 1 for start in starts[:-1]]       # a window's last key; the next goes on
     given = (data.num_frames - 1) * skip
 
     def beside(keys):
