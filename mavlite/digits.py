@@ -100,7 +100,7 @@ def _find_or_download(data_dir) -> tuple[Path | None, str]:
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
            for name in ("MAVLITE_OFFLINE", "HF_HUB_OFFLINE")):
         return None, "offline mode is set"
-    if not _first_process():
+    if not first_process():
         return None, "the first process of this machine has found none"
     problem = _download(str(target.resolve()))
     return (None, problem) if problem else (target, "")
@@ -157,14 +157,14 @@ def _read_mnist(folder: Path, split: str) -> Digits:
 _notice_given = False
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
     """Of torchrun's processes on a machine, the first one downloads, and speaks."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _say_glyphs_once(problem: str) -> None:
     global _notice_given
-    if not _notice_given and _first_process():
+    if not _notice_given and first_process():
         if named := os.environ.get("MAVLITE_DATA"):
             problem = f"MAVLITE_DATA={named} holds no MNIST/raw, {problem}"
         print(f"mavlite: NOTE: the digits are glyphs of fonts, NOT MNIST ({problem}). Scores do not compare "

@@ -101,9 +101,12 @@ def reproduce_all(config_path, folder, *, overrides=(), only=None, device=None):
 
 def require_buildable(configs):
     """stage -> Config: raise MavliteError for networks that cannot be built, or inflated from each other."""
-    clip = Clip(next(iter(configs.values())).clip)
+    clip = None
     for stage, config in configs.items():
-        build_network(config, clip)
+        if clip is None and STAGES[stage].uses_clip:
+            clip = Clip(config.clip)
+        if stage != "clip" or config.clip.model == "tiny":   # a public one comes trained
+            build_network(config, clip)
         source = configs.get(STAGES[stage].starts_from)
         if source is not None and config.train.inflate:
             require_inflatable(config, source)

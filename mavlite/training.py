@@ -24,7 +24,7 @@ from mavlite import checkpoint
 from mavlite.batch import Batch, Draws
 from mavlite.config import Config
 from mavlite.device import autocast, pick_device, pick_precision, synchronize
-from mavlite.digits import load_digits
+from mavlite.digits import first_process, load_digits
 from mavlite.errors import MavliteError
 from mavlite.finite import first_not_finite
 from mavlite.objectives import OBJECTIVES, frames_per_sample
@@ -111,9 +111,6 @@ class Trainer:
         if config.adversarial.critic is not None and not trained:
             raise MavliteError(f"stage {config.stage}: a critic teaches who can walk already; add "
                                "--init-from with a student's weights, or set adversarial.critic to null")
-        if not resume and checkpoint.checkpoints(self.run):
-            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose "
-                               "another --out")
         self.precision = pick_precision(self.device, self.train.precision)
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
 
@@ -133,7 +130,7 @@ class Trainer:
         self.network = network.to(self.device, dtype, memory_format=torch.channels_last_3d if in_3d
                                   else torch.channels_last)
         self.network.train()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if first_process():
             load_digits("train", config.data.digits)         # may download what the other ranks then read
         wait_for_ranks()
         self.objective = OBJECTIVES[config.stage](config, clip, self.device, dtype)
@@ -151,6 +148,9 @@ class Trainer:
         if self.rank == 0:                                   # nothing is left behind by what is refused above
             self.lock = checkpoint.claim(self.run)           # held for as long as this trainer lives
         wait_for_ranks()
+        if not resume and checkpoint.checkpoints(self.run):  # those that the claim has put right, too
+            raise MavliteError(f"{self.run} holds a run already; add --resume to continue it, or choose "
+                               "another --out")
         if resume:
             self._restore()
         if self.rank == 0:                                   # after _restore, which may refuse this config
