@@ -152,8 +152,8 @@ def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
 
     The true variance of a step depends on the data, and mostly lies between two (their section 3.2):
     beta_tilde, "fixed_small", is right if x_0 is known, and beta, "fixed_large", if x_0 ~ N(0, I). The small
-    one makes data a little too narrow. A learned variance, which a pair (x_0, v) from denoise brings, takes
-    the place of either.
+    one makes data a little too narrow, the large one leaves noise in them when steps are few. A learned
+    variance, which a pair (x_0, v) from denoise brings, takes the place of either.
     """
     if variance_type not in ("fixed_small", "fixed_large"):
         raise ValueError(f"variance_type is {variance_type!r}; it must be fixed_small or fixed_large")
