@@ -10,9 +10,10 @@ from mavlite.errors import MavliteError
 from mavlite.stages import CASCADE
 
 # evaluations: of networks, see `benchmarks.cost`. score: higher is better. seconds: of one clip, by one step.
-# shipped: 1 for the stage's default. weights: which ones, a short sum. n: clips.
+# shipped: 1 for the stage's default. weights: which ones, a short sum. n: clips. digits: their source.
 FIELDS = {"stage": str, "measure": str, "unit": str, "sampler": str, "guidance_scale": float, "steps": int,
-          "evaluations": int, "score": float, "n": int, "seconds": float, "shipped": int, "weights": str}
+          "evaluations": int, "score": float, "n": int, "seconds": float, "shipped": int, "weights": str,
+          "digits": str}
 KEY = ("stage", "measure", "sampler", "guidance_scale", "steps")
 TOLERANCE = {"share": 0.01, "cosine": 0.01, "dB": 0.1}       # by unit: what the knee may give up
 
@@ -40,14 +41,19 @@ def write_rows(rows, path):
         raise MavliteError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
 
 
+def measured_on(row):
+    """What is the same throughout a curve."""
+    return row["weights"], row["n"], row["digits"]
+
+
 def merge(rows, new):
     """Rows with the new ones in: a new row takes the place of an old one with the same `KEY`.
 
     Old rows of a stage that was measured since with other weights or other clips go: one curve, one network.
     """
-    now = {row["stage"]: (row["weights"], row["n"]) for row in new}
+    now = {row["stage"]: measured_on(row) for row in new}
     kept = {tuple(row[name] for name in KEY): row for row in rows
-            if now.get(row["stage"], (row["weights"], row["n"])) == (row["weights"], row["n"])}
+            if now.get(row["stage"], measured_on(row)) == measured_on(row)}
     kept |= {tuple(row[name] for name in KEY): row for row in new}
     return sorted(kept.values(), key=lambda row: (CASCADE.index(row["stage"]), row["measure"],
                                                   row["guidance_scale"], row["sampler"], row["steps"]))

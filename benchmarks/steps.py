@@ -8,7 +8,7 @@ input: P by its nearest prompt and its cosine, D and D^t by the judge, upF and t
 PSNR on real clips. Writes OUT.csv after each score, then OUT.md (the knees beside the defaults) and OUT.png.
 
 On two CPU cores this takes long, so it goes on where it stopped: a score that OUT.csv holds for the same
-weights and the same number of clips is not measured again. One stage a call is fine, and what takes few
+weights and the same clips is not measured again. One stage a call is fine, and what takes few
 evaluations is measured first: a call that was stopped leaves whole curves, up to some number of them.
 """
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks import cost
 from benchmarks.command import command_line, machine, run, table, write
-from benchmarks.curve import TOLERANCE, curves, knee, merge, read_rows, write_rows
+from benchmarks.curve import TOLERANCE, curves, knee, measured_on, merge, read_rows, write_rows
 from mavlite import cascade
 from mavlite.checkpoint import SHIPPED, read_record
 from mavlite.device import autocast, synchronize
@@ -128,7 +128,7 @@ def measure_stage(scores, stage, rows, weights, steps=STEPS):
     """Yield the new rows of a stage, one way of sampling after the other; `rows` holds what is known."""
     config, warm = scores.pipe.configs[stage], False
     known = {(row["sampler"], row["guidance_scale"], row["steps"]) for row in rows
-             if (row["stage"], row["weights"], row["n"]) == (stage, weights, scores.count)}
+             if row["stage"] == stage and measured_on(row) == (weights, scores.count, scores.digits)}
     for how in tqdm(settings(stage, config, steps), desc=stage):
         if (how.sampler, how.guidance_scale, how.steps) in known:
             continue
@@ -142,7 +142,8 @@ def measure_stage(scores, stage, rows, weights, steps=STEPS):
         yield [{"stage": stage, "measure": measure, "unit": unit, "sampler": how.sampler,
                 "guidance_scale": how.guidance_scale, "steps": how.steps,
                 "evaluations": cost.evaluations(how), "score": value, "n": scores.count, "seconds": seconds,
-                "shipped": int(how == config.sample), "weights": weights}
+                "shipped": int(how == config.sample), "weights": weights,
+                "digits": scores.digits}
                for measure, (unit, value) in scores.measure(stage, made).items()]
 
 

@@ -169,9 +169,11 @@ class Trainer:
             if wanted[key] != had[key]:
                 raise MavliteError(f"{self.run}: was trained with another {key} section; resume with the "
                                    "same configuration, or choose another --out")
-        if wanted["train"]["optimizer"] != had["train"]["optimizer"]:
-            raise MavliteError(f"{self.run}: was trained with train.optimizer {had['train']['optimizer']}; "
-                               "resume with the same, or choose another --out and --init-from")
+        for key in ("optimizer", "batch_size", "seed"):      # what the checkpoint is made of, which clips
+            if wanted["train"][key] != had["train"][key]:
+                hint = " (train.accumulate splits one that is too large)" if key == "batch_size" else ""
+                raise MavliteError(f"{self.run}: was trained with train.{key} {had['train'][key]}; resume "
+                                   f"with the same{hint}, or choose another --out and --init-from")
         if state.get("clip") not in (None, self.clip_sha):   # None: C is public, or the checkpoint an old one
             raise MavliteError(f"{self.run}: was trained with other weights of clip ({state['clip']}, now "
                                f"{self.clip_sha}); resume with the same --weights, or choose another --out")

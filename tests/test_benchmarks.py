@@ -24,7 +24,7 @@ from mavlite.prompts import PAIRS, make_prompt
 def row(**changes):
     return {"stage": "decoder", "measure": "judge accuracy", "unit": "share", "sampler": "ddim",
             "guidance_scale": 1.0, "steps": 4, "evaluations": 4, "score": 0.5, "n": 10, "seconds": 0.1,
-            "shipped": 0, "weights": "aa"} | changes
+            "shipped": 0, "weights": "aa", "digits": "mnist"} | changes
 
 
 # ---------------------------------------------------------------- the knee and the CSV
@@ -68,7 +68,7 @@ def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
         ("prior", 1, 0.5), ("decoder", 1, 0.5), ("decoder", 2, 0.6), ("sr_h", 4, 20.25)]
 
 
-@pytest.mark.parametrize("change", [{"weights": "bb"}, {"n": 20}])
+@pytest.mark.parametrize("change", [{"weights": "bb"}, {"n": 20}, {"digits": "glyphs"}])
 def test_a_curve_never_mixes_weights_or_clips(change):
     old = [row(steps=1), row(steps=2), row(stage="sr_h", measure="PSNR")]
     merged = curve.merge(old, [row(steps=2, **change)])

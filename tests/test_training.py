@@ -217,7 +217,7 @@ def test_other_weights_of_c_are_not_resumed_with(trainer, smoke_weights, tmp_pat
 
 
 @pytest.mark.parametrize("override", ["model.channels=[8, 24]", "data.seed=3", "diffusion.loss=min_snr",
-                                      "train.optimizer=adamw"])
+                                      "train.optimizer=adamw", "train.batch_size=2", "train.seed=3"])
 def test_another_configuration_is_not_resumed(trainer, override):
     it = trainer("sr_l")
     train(it, until=2)
