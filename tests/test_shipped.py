@@ -1,5 +1,11 @@
 """The weights in the package: complete, small, with provenance; the cascade that they make still works."""
 
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
 import pytest
 import torch
 from einops import rearrange
@@ -16,7 +22,7 @@ from mavlite.stages import MEASURING, STAGES, build_network, load_clip, load_net
 from mavlite.unet import inflate
 from mavlite.video import Video
 
-MIB = 2**20
+MIB, ROOT = 2**20, Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,21 @@ def test_weights_stay_within_their_limits():
     sizes = [path.stat().st_size for path in SHIPPED.glob("*/model.safetensors")]
     assert max(sizes) <= 16 * MIB and sum(sizes) <= 32 * MIB
     assert sum((SHIPPED / stage / "model.safetensors").stat().st_size for stage in MEASURING) <= 4 * MIB
+
+
+def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+    """What an editable installation does not show: what is missing there is missing for everybody else."""
+    pytest.importorskip("setuptools", minversion="77")       # as pyproject.toml asks; fetches nothing
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    package = shutil.copytree(ROOT / "mavlite", tmp_path / "mavlite",
+                              ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    (tmp_path / "dist").mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    wheel, = (tmp_path / "dist").glob("*.whl")
+    files = {path.relative_to(tmp_path).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert len(files) > 80 and files <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.parametrize("source, target", [
