@@ -173,6 +173,7 @@ def test_generated_clips_are_those_of_their_prompts(evaluation):
 
 def test_the_report_holds_every_part(evaluation, capsys):
     report = json.loads(json.dumps(evaluation.run()))        # plain numbers only
+    assert report["weights"]["judge"] == read_record(evaluation.weights / "judge")["sha256"][:12]
     # "frame rate" is there if the tracker sees straight stretches, which one of four steps need not.
     assert {row["section"] for row in report["scores"]} | {"frame rate"} == {
         "prompt accuracy", "CLIPSIM", "prior", "MM-FID", "MM-KID", "MM-FVD", "MM-KVD", "critic", "motion",

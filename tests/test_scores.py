@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scores import BEGIN, END, SHOWN, insert
+from mavlite.checkpoint import SHIPPED, read_record
+from mavlite.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 REPORT, UNDISTILLED = (json.loads((ROOT / "docs" / name).read_text())
@@ -15,6 +17,11 @@ REPORT, UNDISTILLED = (json.loads((ROOT / "docs" / name).read_text())
 def test_the_readme_shows_the_scores_of_the_report():
     readme = (ROOT / "README.md").read_text()
     assert insert(readme, REPORT, UNDISTILLED) == readme
+
+
+def test_the_report_is_of_the_shipped_weights():
+    shipped = {stage: read_record(SHIPPED / stage, stage)["sha256"][:12] for stage in STAGES}
+    assert REPORT["weights"] == shipped
 
 
 def test_every_score_that_is_shown_exists():

@@ -17,7 +17,7 @@ from einops import rearrange
 from tqdm import tqdm
 
 from mavlite import cascade
-from mavlite.checkpoint import SHIPPED, record_scores, write_file
+from mavlite.checkpoint import RECORD, SHIPPED, read_record, record_scores, write_file
 from mavlite.device import autocast, peak_memory
 from mavlite.errors import MavliteError
 from mavlite.evaluation import applications, distances, faults, fidelity, motion
@@ -100,7 +100,9 @@ class Evaluation:
                 report |= part() or {}
                 bar.update()
             bar.close()
-        return {"digits": self.real.source, "seed": self.seed, "sizes": vars(self.sizes),
+        sums = {path.parent.name: read_record(path.parent)["sha256"][:12]
+                for path in sorted(Path(self.weights).glob(f"*/{RECORD}"))}
+        return {"digits": self.real.source, "seed": self.seed, "sizes": vars(self.sizes), "weights": sums,
                 "device": self.pipe.device.type, "torch": torch.__version__,
                 "threads": torch.get_num_threads(), "seconds": time.perf_counter() - started,
                 "scores": self.scores, **report}
