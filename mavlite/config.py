@@ -346,7 +346,8 @@ class Config:
                 "train.accumulate: clip contrasts each pair with its whole batch, not with a micro-batch; "
                 "give it accumulate: 1 in its own block")
         require(stage != "prior" or config.diffusion.loss != "hybrid",
-                "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr")
+                "diffusion.loss: hybrid learns the variance of pixels; the prior takes simple or min_snr, in "
+                "stages.prior.diffusion")
         return config
 
 
