@@ -205,6 +205,31 @@ def test_a_notebook_that_says_nothing_of_its_assignment_is_refused(tmp_path, cap
     assert main(["grade", str(tmp_path / "missing.ipynb")]) == 2
 
 
+def test_grades_say_whose_they_are_and_a_damaged_file_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(assignments, "run_in_kernel", lambda notebook, folder, timeout: in_process(notebook))
+    name, paths = NAMES[0], {}
+    for student in ("ada", "bob", "eve"):
+        paths[student] = tmp_path / student / f"{name}.ipynb"
+        paths[student].parent.mkdir()
+    nbformat.write(source(name), paths["ada"])
+    paths["bob"].write_text("not json")
+    nbformat.write(student_version(source(name)), paths["eve"])
+    assert main(["grade", *map(str, paths.values())]) == 2
+    said = capsys.readouterr()
+    ada, eve = said.out.split(f"{paths['eve']}: {name}\n")
+    assert ada.startswith(f"{paths['ada']}: {name}\n") and ada.endswith("90 of 100 in all\n")
+    assert eve.endswith("0 of 100 in all\n")
+    assert said.err.startswith(f"mavlite: error: {paths['bob']} is not a notebook")
+    assert said.err.count("\n") == 1
+
+    assert main(["grade", str(paths["ada"]), str(paths["eve"])]) == 0
+    capsys.readouterr()
+    assert main(["grade", "--written", "11", str(paths["ada"]), str(paths["eve"])]) == 2
+    said = capsys.readouterr()                               # an error that names no file
+    assert said.err.startswith(f"mavlite: error: {paths['ada']}: --written is 11")
+    assert said.err.count("\n") == 1 and said.out.startswith(f"{paths['eve']}: {name}\n")
+
+
 # ---------------------------------------------------------------- known mistakes
 
 def mutated(notebook, mutant):

@@ -274,18 +274,30 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    if args.command == "grade":
+        return grade_all(args)
     try:
-        if args.command == "release":
-            for path in release(args.out, args.names, args.sources):
-                print(path)
-        else:
-            for path in args.notebooks:
-                print(grade_file(path, assignment=args.assignment, written=args.written, timeout=args.timeout,
-                                 sources=args.sources))
+        for path in release(args.out, args.names, args.sources):
+            print(path)
     except MavliteError as error:
         print(f"mavlite: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def grade_all(args):
+    """Print each notebook's path and grade; one that cannot be graded does not stop the others."""
+    failed = False
+    for path in args.notebooks:
+        try:
+            made = grade_file(path, assignment=args.assignment, written=args.written, timeout=args.timeout,
+                              sources=args.sources)
+            print(f"{path}: {made}", flush=True)             # flushed: errors stand in their place
+        except MavliteError as error:
+            said = str(error) if path in str(error) else f"{path}: {error}"
+            print(f"mavlite: error: {said}", file=sys.stderr)
+            failed = True
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

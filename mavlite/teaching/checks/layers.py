@@ -134,3 +134,15 @@ def check_inflate(inflate, ImageBlock, channels=8, heads=2, shape=(2, 4, 5, 3)):
     expect(all(moved(layer.weight) for layer in (video_block.temporal, video_block.out)),
            f"{name}: the temporal layers get no gradient, so they could never learn. Only the *last* layer "
            "of a path may be zero; with zeros in `qkv` too, nothing flows.")
+    # Later, when `out` has left zero. The step lets queries that began at zero move the keys.
+    with torch.no_grad():
+        video_block.out.weight.copy_(normal(channels, channels, seed=7))
+    for _ in range(2):
+        loss = (video_block(clip) * normal(*clip.shape, seed=6)).sum()
+        (gradient,) = torch.autograd.grad(loss, video_block.qkv.weight)
+        with torch.no_grad():
+            video_block.qkv.weight -= 0.01 * gradient
+    stuck = [part for part, rows in zip("qkv", gradient.chunk(3)) if not rows.any()]
+    expect(not stuck or f == 1,                              # one frame alone has no scores to learn
+           f"{name}: no gradient ever reaches the rows of {' and '.join(stuck)} in `qkv`: where both are "
+           "zero each waits for the other, and the attention scores can never learn.")

@@ -36,8 +36,9 @@ def check_residual(residual, restore, num_pairs=64, dim=12):
            "for all.")
     expect(close(r, (image - text) * scale),
            f"{name}: it should return (image_embeds - text_embeds) * scale.")
-    expect(abs(r.square().mean().item() - 1) < 1e-6,
-           f"{name}: the mean square of all components is {r.square().mean():.4g}, not 1. Scale is 1 / "
+    # A tiny number under the root is fine; a standard deviation, which subtracts the mean, is not.
+    expect(abs(r.square().mean().item() - 1) < 5e-5,
+           f"{name}: the mean square of all components is {r.square().mean():.6g}, not 1. Scale is 1 / "
            "root(mean of the squares), over samples and components.")
 
     name = "restore"
@@ -95,9 +96,9 @@ def check_guide(guide, shape=(5, 12), guidance_scale=3.0, phi=0.7):
            f"{name}: the deviation is brought to that of the unconditional; it should be the conditional's.")
     expect(not close(full, plain * deviation(plain) / deviation(conditional)),
            f"{name}: the ratio of deviations is upside down: std(conditional) / std(guided).")
-    expect(close(full, rescaled),
+    expect(close(full, rescaled, 1e-4),                      # something tiny may keep 0 / 0 away
            f"{name}: with phi = 1 each sample should have the standard deviation of its conditional x_0.")
-    expect(close(made(w, phi), phi * rescaled + (1 - phi) * plain),
+    expect(close(made(w, phi), phi * rescaled + (1 - phi) * plain, 1e-4),
            f"{name}: between 0 and 1 it should be phi * rescaled + (1 - phi) * guided.")
 
 

@@ -41,6 +41,11 @@ def check_shifted_cosine(shifted_cosine, shift=0.5, num_times=9):
            "alpha / sigma takes the shift itself, not its root.")
     expect(right,
            f"{name}: alpha / sigma should be shift * cos(pi t / 2) / sin(pi t / 2) at every t; it is not.")
+    ends = torch.stack([alpha, sigma])[:, [0, -1]]           # rows alpha and sigma, columns t = 0 and t = 1
+    expect(close(ends, torch.eye(2)),
+           f"{name}: (alpha, sigma) should be (1, 0) at t = 0 and (0, 1) at t = 1; yours are "
+           f"({ends[0, 0]:.3g}, {ends[1, 0]:.3g}) and ({ends[0, 1]:.3g}, {ends[1, 1]:.3g}). Clamping t, say, "
+           "leaves a bit of the data in what should be pure noise.")
 
 
 def check_turn(turn, shape=(3, 2, 4, 3)):

@@ -59,6 +59,11 @@ def check_noise(make_noise, shape, rho, wanted):
     expect(close(shared, shared[:, :, :1].expand(shape), 1e-5),
            f"{name}: at rho = 1 all frames of a video should have the very same noise (the paper's choice "
            "for SR_h); the noise is drawn per frame.")
+    for part, at in ((own, 0), (shared, 1)):
+        fourth = ((part - part.mean()) / part.std()).pow(4).mean().item()
+        expect(abs(fourth - 3) < 0.4,                        # ten deviations, at the 20,000 pixels of a frame
+               f"{name}: at rho = {at} the noise is not normal: the mean fourth power is {fourth:.2f}; that "
+               "of a normal number is 3, of a uniform one 1.8. Draw with torch.randn.")
     found = correlations(noise)
     return name, found, slack, wanted(rho)
 
@@ -173,12 +178,18 @@ def check_sr_input(sr_input, shape=(2, 2, 4, 6, 5), size=(12, 15)):
     expect(close(made, flat.expand_as(made)),
            f"{name}: frames of one brightness each do not come back at their places: frames are permuted "
            "with channels or videos, or mixed with each other. b c f h w -> (b f) c h w, and back.")
-    column = torch.zeros(h).double()
-    column[h // 2] = 1
-    made, _ = enlarged(column.view(1, 1, 1, h, 1).expand(shape).clone())
-    expect(made.min() < -1e-3,
+    edge = torch.ones(h).double()
+    edge[:h // 2] = -1
+    edge = edge.view(1, 1, 1, h, 1).expand(shape)
+    faint, _ = enlarged(edge / 2)
+    expect(faint.max() > 0.5 + 1e-3,
            f"{name}: an edge does not overshoot: this is nearest or bilinear enlargement; bicubic was asked "
            "for.")
+    made, _ = enlarged(edge.clone())
+    expect(close(made, 2 * faint),
+           f"{name}: an edge from -1 to 1 should overshoot twice as far as one from -0.5 to 0.5, to "
+           f"{2 * faint.max():.3f}; it ends at {made.max():.3f}. Do not clamp the enlarged clip: its values "
+           "may leave [-1, 1].")
     ramp = torch.arange(h).double() / h
     made = enlarged(ramp.view(1, 1, 1, h, 1).expand(shape).clone())[0][0, 0, 0, :, 0]
     centre = (torch.arange(size[0]) + 0.5) * h / size[0] - 0.5
