@@ -58,13 +58,16 @@ def parser():
     _application(p, "num_frames", "prompt")
 
     p = commands.add_parser("vary", help="another video of the same digits")
-    p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY")
+    p.add_argument("inputs", nargs=1, metavar="VIDEO",
+                   help="GIF, MP4 or NPY (taken for 30 fps); its first 2.5 s are looked at")
     p.add_argument("--strength", type=float, default=1.0,
                    help="1: a new video; towards 0: nearer to the given one (the share of steps, rounded)")
     _application(p, "strength")
 
     p = commands.add_parser("extend", help="a video that goes on")
-    p.add_argument("inputs", nargs=1, metavar="VIDEO", help="GIF, MP4 or NPY; it comes back at the beginning")
+    p.add_argument("inputs", nargs=1, metavar="VIDEO",
+                   help="GIF, MP4 or NPY (taken for 30 fps); it comes back at the beginning, and goes on at "
+                        "its own rate, unless --fps is given")
     p.add_argument("--num-frames", type=int, required=True,
                    help="of the longer video, the given one's among them")
     _prompt_argument(p, "the clearest frame's")
@@ -122,12 +125,14 @@ def parser():
 
 def _sampling_arguments(p):
     p.add_argument("--out", type=place, required=True, nargs="+", metavar="PATH",
-                   help=".mp4, .gif, .png (contact sheet), .npy, or a folder for one MP4 a video; "
-                        "several may be named")
+                   help=".mp4, .gif, .png (contact sheet), .npy, or, of several videos, a folder for one MP4 "
+                        "each; several may be named")
     p.add_argument("--stages-out", type=place, metavar="DIR",
                    help="also write what every stage made, as pictures")
     p.add_argument("--fps", type=float,
-                   help="key-frame rate (default: that of the weights, 6); the video's is fps * 5")
+                   help="key-frame rate (default: that of the weights, 6; of extend, near it and a share of "
+                        "the video's own); the video has five times as many frames a second, but up to 16 of "
+                        "interpolate are the key frames")
     p.add_argument("--steps", type=int,
                    help="denoising steps of every stage (default: each stage's own; the shipped D^t is made "
                         "for four)")

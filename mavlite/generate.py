@@ -63,8 +63,10 @@ def write_files(video, outputs, stages_out=None):
     for name, frames in video.stages.items() if stages_out else ():
         if frames.ndim > 2:                                  # embeddings are no pictures
             frames = frames[:, :, None] if frames.ndim == 4 else frames
-            # Key frames are as many fewer a second: they fill the same time.
+            # What was made to be chosen from is more in the same time.
             fps = video.fps * max(1, frames.shape[2] - 1) / max(1, video.frames.shape[2] - 1)
+            if name == "decoder_t":
+                fps = video.key_fps
             for suffix in ("png", "gif"):
                 print("wrote", Video(frames, fps).save(Path(stages_out) / f"{name}.{suffix}"))
     seconds = ", ".join(f"{stage} {t:.2f}" for stage, t in video.seconds.items())
@@ -77,7 +79,7 @@ def _join(parts):
     stages = {name: torch.cat([part.stages[name] for part in parts]) for name in parts[0].stages}
     seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
     return Video(torch.cat([part.frames for part in parts]), parts[0].fps, stages, seconds,
-                 [prompt for part in parts for prompt in part.prompts])
+                 [prompt for part in parts for prompt in part.prompts], parts[0].key_fps)
 
 
 def _write(video, path):
@@ -85,5 +87,5 @@ def _write(video, path):
         video.save(path)
         return
     for i, clip in enumerate(video):                         # a folder: one file a video
-        said = re.sub(r"[^\w]+", "-", " ".join(clip.prompts))[:60]   # a public CLIP takes any text
+        said = re.sub(r"[^\w]+", "-", " ".join(clip.prompts))[:60].strip("-")       # CLIP may take any text
         clip.save(path / f"{i:04d}-{said}.mp4")

@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 
 import torch
 from einops import rearrange
@@ -12,10 +13,19 @@ from mavlite import cascade
 from mavlite.candidates import FEW, best_candidates, closest_candidates
 from mavlite.device import full_precision, keep_freed_memory, pick_device, pick_precision
 from mavlite.errors import MavliteError
+from mavlite.given import given_pictures, given_video
 from mavlite.guidance import single_frames
 from mavlite.hub import weights_folder
 from mavlite.moving_mnist import box_resize, clearest
-from mavlite.options import FRAME_CANDIDATES, LONGEST, checked_length, checked_prompts, checked_skip, number
+from mavlite.options import (
+    FRAME_CANDIDATES,
+    LONGEST,
+    MOST_STEPS,
+    checked_length,
+    checked_prompts,
+    checked_skip,
+    number,
+)
 from mavlite.prior import renormalise, spherical
 from mavlite.session import Session, to_unit
 from mavlite.stages import CASCADE, load_clip, load_network, read_config
@@ -192,10 +202,11 @@ class MakeAVideo:
     def animate(self, image, *, prompt=None, position="first", **options):
         """A picture set in motion: upF extrapolates key frames from the one given, then the cascade goes on.
 
-        image: (b, c, s, s) in [0, 1], s the finished size (64). It comes back exactly, as the first, the
-        last or the middle frame (position). prompt: its embedding by P takes the place of the image's own; a
-        list of them has one for each image.
+        image: (b, c, s, s) in [0, 1], s the finished size (64), or a path, see `given_pictures`. It comes
+        back exactly, as the first, the last or the middle frame (position). prompt: its embedding by P takes
+        the place of the image's own; a list of them has one for each image.
         """
+        image = given_pictures("image", image, self.data)
         low = self._small(image[:, :, None])
         at = {"first": 0, "middle": self.data.num_frames // 2, "last": self.data.num_frames - 1}.get(position)
         if at is None:
@@ -217,11 +228,15 @@ class MakeAVideo:
 
     @torch.no_grad()
     def interpolate(self, first, last, *, num_frames=16, prompt=None, **options):
-        """The frames between two pictures (b, c, s, s) in [0, 1], which come back exactly at both ends.
+        """The frames between two pictures (see `animate`), which come back exactly at both ends.
 
         Up to 16 frames are one window of upF at rate `fps`; more are key frames, filled in at a higher one.
         prompt: as in `animate`.
         """
+        first, last = (given_pictures(name, picture, self.data)
+                       for name, picture in (("first", first), ("last", last)))
+        if len(first) != len(last):
+            raise MavliteError(f"first, last: {len(first)} and {len(last)} pictures; give as many of each")
         num_frames = number("num_frames", num_frames, int)
         length, most = self.data.num_frames, (self.data.num_frames - 1) * self.data.max_frame_skip + 1
         if not 3 <= num_frames <= most:
@@ -248,11 +263,12 @@ class MakeAVideo:
     def vary(self, video, *, strength=1.0, **options):
         """Another video of the same digits: D^t from the mean embedding of the given one's frames.
 
-        video: a `Video` of the finished size. strength in (0, 1]: 1 is a new one; below, D^t starts part-way
-        from the given key frames, and keeps to them the more the lower it is. It is the share of D^t's steps
-        that are taken, rounded: quarters, with the four of the shipped D^t.
+        video: a `Video` of the finished size, or a path, see `given_video`; as many of its key frames are
+        looked at as D^t makes, 16 from the first. strength in (0, 1]: 1 is a new one; below, D^t starts
+        part-way from those, and keeps to them the more the lower it is. It is the share of D^t's steps that
+        are taken, rounded: quarters, with the four of the shipped D^t.
         """
-        strength = number("strength", strength, float)
+        video, strength = given_video(video, self.data), number("strength", strength, float)
         if not 0 < strength <= 1:
             raise MavliteError(f"strength: {strength} is not within (0, 1]")
         run = Session(self, len(video), **self._no_faster(video, options))
@@ -271,21 +287,33 @@ class MakeAVideo:
     def extend(self, video, *, num_frames, prompt=None, **options):
         """A video that goes on: key frames extrapolated from its own, with the embedding of the clearest.
 
-        video: a `Video` of the finished size; where it has the finished rate its frames come back exactly.
-        prompt: as in `animate`.
+        video: a `Video` of the finished size, or a path, see `given_video`. It goes on at its own rate, and
+        its frames come back exactly: the last of them is a key frame, and so is every skip-th before it,
+        where skip brings the key-frame rate as near as can be to that of the weights. Where `fps` is given,
+        that is the key-frame rate, and the finished one fps * the skip of the weights, whatever the video's;
+        its frames then come back if it has that rate. prompt: as in `animate`.
         """
-        run, skip = Session(self, len(video), **self._no_faster(video, options)), self.data.frame_skip
-        keys = self._small(self._key_frames(video, run.fps, every=True))
-        num_keys = -(-(number("num_frames", num_frames, int) - 1) // skip) + 1
-        if not keys.shape[2] < num_keys or num_frames > LONGEST:
-            raise MavliteError(f"num_frames: {num_frames} is not within {(keys.shape[2] - 1) * skip + 2} ... "
-                               f"{LONGEST}: the given video is {keys.shape[2]} key frames long")
+        video, num_frames = given_video(video, self.data), number("num_frames", num_frames, int)
+        given, skip = video.frames.shape[2], self.data.frame_skip
+        if options.get("fps") is None:
+            options["fps"], skip = self._own_rate(video)
+        run = Session(self, len(video), **self._no_faster(video, options))
+        # A GIF rounds its times: 30 fps come back as 30.04. What is not off by half a frame is the same rate.
+        exact = abs(video.fps / (run.fps * skip) - 1) < min(0.01, 0.5 / given)
+        lead = (given - 1) % skip if exact else 0            # frames before the first key frame
+        keys = self._small(video.frames[:, :, lead::skip] if exact
+                           else self._key_frames(video, run.fps, every=True))
+        least = given + 1 if exact else (keys.shape[2] - 1) * skip + 2
+        if not least <= num_frames <= LONGEST:
+            raise MavliteError(f"num_frames: {num_frames} is not within {least} ... {LONGEST}: the given "
+                               f"video has {least - 1} frames, at {run.fps * skip:g} a second")
+        num_keys = -(-(num_frames - lead - 1) // skip) + 1
         with run:
             y_e = self._embed(run, keys, prompt=prompt)
-            frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames)
-        # A GIF rounds its times: 30 fps come back as 30.04. What is not off by half a frame is the same rate.
-        if abs(video.fps / (run.fps * skip) - 1) < min(0.01, 0.5 / video.frames.shape[2]):
-            frames[:, :, :video.frames.shape[2]] = video.frames.to(frames)[:, :, :num_frames] * 2 - 1
+            frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames - lead)
+        if exact:
+            own = video.frames.to(frames) * 2 - 1
+            frames = torch.cat([own, frames[:, :, given - lead:]], dim=2)
         return run.video(frames, run.fps * skip)
 
     @torch.no_grad()
@@ -295,31 +323,43 @@ class MakeAVideo:
         All start from the same noise, so what changes from one to the next comes from the embedding. Hence
         one candidate each, unless more are asked for.
         """
-        num_videos = number("num_videos", num_videos, int)
-        if num_videos < 2:
-            raise MavliteError(f"num_videos: {num_videos} has no way from one prompt to the other; "
-                               "ask for 2 or more")
+        (first, last), num_videos = checked_prompts([first, last]), number("num_videos", num_videos, int)
+        if not 2 <= num_videos <= MOST_STEPS:
+            raise MavliteError(f"num_videos: {num_videos} steps from one prompt to the other are not within "
+                               f"2 ... {MOST_STEPS}")
         run = Session(self, num_videos, same=True, **{"candidates": 1, **options})
         with run:
             ends = self._embed_prompts(run, [first] * (num_videos - 1) + [last])[[0, -1]]
             y_e = spherical(ends[0], ends[1], torch.linspace(0, 1, num_videos, device=self.device))
             run.kept["image_embeds"] = y_e
             frames = self._finish(run, self._decode(run, y_e), y_e, self.data.frame_skip)
-        return run.video(frames, run.fps * self.data.frame_skip)
+        captions = [f"{first} to {last}, {k / (num_videos - 1):.0%}" for k in range(num_videos)]
+        return run.video(frames, run.fps * self.data.frame_skip, captions)
 
     def _small(self, frames):
         """Finished-size frames (b, c, f, s, s) in [0, 1] -> what D^t and upF work on: small, in [-1, 1]."""
-        size, channels = self.data.sizes[-1], self.data.channels
-        if frames.ndim != 5 or frames.shape[1] != channels or frames.shape[-2:] != (size, size):
-            raise MavliteError(f"frames {tuple(frames.shape)} are not {channels} x {size} x {size}; "
-                               "`mavlite.inputs` reads any picture or video so")
-        return box_resize(frames.to(self.device, torch.float32), self.data.sizes[0]) * 2 - 1
+        return box_resize(frames.to(self.device), self.data.sizes[0]) * 2 - 1
+
+    def _own_rate(self, video):
+        """(key-frame rate, frames per key frame) whose product is the video's rate, both as trained.
+
+        As near as can be to the rate of the weights, but with two key frames or more, or nobody knows which
+        way the digits go. A video that is too fast for any is read at the rates of the weights.
+        """
+        (low, high), given = self.data.fps_range, video.frames.shape[2]
+        ways = [(video.fps / skip, skip) for skip in range(1, self.data.max_frame_skip + 1)
+                if low <= video.fps / skip <= high]
+        ways = [way for way in ways if way[1] < given] or ways or [(self.data.fps, self.data.frame_skip)]
+        return min(ways, key=lambda way: abs(math.log(way[0] / self.data.fps)))
 
     def _no_faster(self, video, options):
         """The options, with a key-frame rate at which the given video has a frame of its own for each key."""
         fps, (lowest, _), few = options.get("fps"), self.data.fps_range, video.frames.shape[2] == 1
+        if video.fps < lowest and not few:
+            raise MavliteError(f"the given video has {video.fps:g} frames a second, and no key-frame rate "
+                               f"below {lowest:g} was trained; give a faster one")
         if fps is None:
-            return {**options, "fps": self.data.fps if few else max(lowest, min(self.data.fps, video.fps))}
+            return {**options, "fps": self.data.fps if few else min(self.data.fps, video.fps)}
         if number("fps", fps, float) > 1.01 * video.fps and not few:
             raise MavliteError(f"fps: {fps:g} key frames a second are more than the given video's "
                                f"{video.fps:g} frames a second; choose fewer")
@@ -334,7 +374,8 @@ class MakeAVideo:
     def _embed(self, run, frames, *, mean=False, prompt=None):
         """y_e (b, d): C_y of the clearest of frames (b, c, f, h, w) in [-1, 1], or their mean; or P's."""
         if prompt is not None:
-            prompts = [prompt] * len(frames) if isinstance(prompt, str) else list(prompt)
+            prompts = checked_prompts(prompt)
+            prompts = prompts * len(frames) if isinstance(prompt, str) else prompts
             if len(prompts) != len(frames):
                 raise MavliteError(f"prompt: {len(prompts)} for {len(frames)} given; one is enough")
             return self._embed_prompts(run, prompts)

@@ -42,7 +42,7 @@ class Session:
         """Finished frames in [-1, 1] as a `Video` on the CPU, with everything that was kept on the way."""
         stages = {name: (x if name.endswith("embeds") else to_unit(x)).float().cpu()
                   for name, x in self.kept.items()}
-        return Video(to_unit(frames).float().cpu(), fps, stages, self.clock.seconds, list(prompts))
+        return Video(to_unit(frames).float().cpu(), fps, stages, self.clock.seconds, list(prompts), self.fps)
 
 
 def to_unit(frames):

@@ -35,6 +35,7 @@ class Video:
     frames: float tensor (b c f h w) in [0, 1] on the CPU. fps: frames per second of these frames.
     stages: what the stages of the cascade made on the way, by name; tensors whose first axis is b.
     seconds: how long each stage took for all clips together. prompts: one for each clip, or empty.
+    key_fps: key frames per second, of those among the stages.
 
     len(video) is b, video[i] is clip i alone, and iteration goes over the clips.
     """
@@ -44,6 +45,7 @@ class Video:
     stages: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
+    key_fps: float | None = None
 
     def __post_init__(self):
         if self.frames.ndim != 5 or self.frames.shape[1] not in (1, 3):
@@ -58,14 +60,16 @@ class Video:
         index = range(len(self))[index]  # counts from the end if negative; IndexError ends an iteration
         return Video(frames=self.frames[index:index + 1], fps=self.fps,
                      stages={name: value[index:index + 1] for name, value in self.stages.items()},
-                     seconds=dict(self.seconds), prompts=self.prompts[index:index + 1])
+                     seconds=dict(self.seconds), prompts=self.prompts[index:index + 1],
+                     key_fps=self.key_fps)
 
     def save(self, path, scale: int | None = None) -> Path:
         """Write all clips to one file, in the format that its suffix names. Returns the path.
 
         .mp4  H.264, yuv420p, exactly `fps`; several clips play side by side in a grid.
         .gif  loops; a GIF counts time in centiseconds, so delays of, say, 30, 40, 30 ms take turns for
-              30 fps. Above 50 fps it plays slower than it should: viewers ignore shorter delays.
+              30 fps. Above 50 fps every second frame is left out, above 100 two of three, and so on:
+              viewers ignore delays that short.
         .png  contact sheet, one row a clip.
         .npy  uint8 (F, H, W, C) for one clip, (N, F, H, W, C) for several.
 
@@ -223,6 +227,8 @@ def _reason(error: OSError) -> str:
 def gif_bytes(pictures: np.ndarray, fps: float) -> bytes:
     # Delays are whole centiseconds. Rounding the times of the frames, rather than the delay, keeps the length
     # of the clip right; viewers play delays below 2 as if they were 10.
+    every = math.ceil(fps / 50 - 1e-6)
+    pictures, fps = pictures[::every], fps / every
     times = [round(100 * i / fps) for i in range(len(pictures) + 1)]
     delays = [10 * max(2, end - start) for start, end in pairwise(times)]          # milliseconds
     if (pictures[..., :1] == pictures).all():

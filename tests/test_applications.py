@@ -1,5 +1,6 @@
 """Animate, interpolate, vary, extend, morph, with smoke weights: 8 key frames, skip 3, 32 px finished."""
 
+import imageio.v3
 import pytest
 import torch
 
@@ -171,8 +172,10 @@ def test_prompts_take_the_place_of_the_videos_embeddings(pipe, video, call):
 def test_of_a_slow_video_no_frame_is_a_key_frame_twice(pipe, video, call):
     slow = Video(video.frames[:, :, ::6], video.fps / 6)                 # 3 frames a second
     made = call(pipe, slow)
-    assert made.fps == 3 * 3
-    if made.frames.shape[2] == 40:                           # its keys are the given frames, each once
+    if made.frames.shape[2] == 22:
+        assert made.fps == 3 * 3
+    else:                                                    # its keys are the given frames, each once
+        assert made.fps == 3
         given = pipe._small(slow.frames)[:, :, :4] / 2 + 0.5
         torch.testing.assert_close(made.stages["decoder_t"][:, :, :4], given, atol=1e-5, rtol=0)
 
@@ -184,10 +187,31 @@ def test_a_stage_is_kept_as_the_stage_left_it(pipe):
     assert torch.equal(made.stages["sr_h"][:, :, 1:], made.frames[:, :, 1:])
 
 
-def test_a_video_of_another_rate_is_read_at_its_key_times(pipe, video):
+def test_at_a_given_key_frame_rate_a_video_of_another_rate_is_read_at_its_key_times(pipe, video):
     every_other = Video(video.frames[:, :, ::3], video.fps / 3)          # its key frames alone
-    made, same = pipe.extend(every_other, num_frames=40), pipe.extend(video, num_frames=40)
+    made, same = pipe.extend(every_other, num_frames=40, fps=6), pipe.extend(video, num_frames=40)
     torch.testing.assert_close(made.stages["decoder_t"], same.stages["decoder_t"], atol=1e-4, rtol=0)
+    assert made.fps == same.fps == 18
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 20, 21, 22])
+def test_the_last_given_frame_is_a_key_frame(pipe, video, length):
+    """Or the frames after the last key frame would be made up, and then written over: a seam."""
+    given = Video(video.frames[:, :, -length:], video.fps)
+    made = pipe.extend(given, num_frames=length + 7)
+    assert made.fps == 18 and made.frames.shape[2] == length + 7
+    torch.testing.assert_close(made.frames[:, :, :length], given.frames, atol=1e-6, rtol=0)
+    skip = round(made.fps / made.key_fps)
+    keys = pipe._small(given.frames)[:, :, (length - 1) % skip::skip] / 2 + 0.5
+    assert keys.shape[2] >= 2
+    torch.testing.assert_close(made.stages["decoder_t"][:, :, :keys.shape[2]], keys, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fps, key_fps", [(18, 6), (6, 6), (10, 5), (25, 25 / 4), (30.04, 30.04 / 4), (3, 3)])
+def test_a_video_goes_on_at_its_own_rate(pipe, video, fps, key_fps):
+    made = pipe.extend(Video(video.frames, fps), num_frames=30)
+    assert made.fps == pytest.approx(fps) and made.key_fps == pytest.approx(key_fps)
+    torch.testing.assert_close(made.frames[:, :, :22], video.frames, atol=1e-6, rtol=0)
 
 
 def test_extension_reads_the_last_frames_it_knows():
@@ -268,6 +292,39 @@ def test_a_morph_goes_from_one_prompt_to_the_other(pipe):
     assert len(embeds.unique(dim=0)) == 4
 
 
+# --- what may be given
+
+def test_a_picture_may_be_a_tensor_an_array_or_a_file(pipe, tmp_path):
+    levels = torch.zeros(32, 32, dtype=torch.uint8)
+    levels[8:24, 8:12], levels[10:20, 20:25] = 255, torch.arange(100, 250, 15).to(torch.uint8)[:, None]
+    path = tmp_path / "a.png"
+    imageio.v3.imwrite(path, levels.numpy())
+    wanted = pipe.animate(levels[None, None] / 255)
+    assert torch.equal((wanted.frames[0, 0, 0] * 255).round(), levels.float())
+    for same in (levels, levels.numpy(), levels[None] / 255, path, str(path)):
+        assert torch.equal(pipe.animate(same).frames, wanted.frames)
+
+
+def test_a_video_may_be_a_file(pipe, video, tmp_path):
+    path = video[0].save(tmp_path / "a.npy")
+    made = pipe.extend(path, num_frames=30)
+    assert made.fps == 18 and (made.frames[:, :, :22] - video[0].frames).abs().max() < 0.003     # of 8 bits
+    assert pipe.vary(str(path)).frames.shape == made.frames[:, :, :22].shape
+
+
+def test_what_is_given_is_left_as_it_was(pipe, video):
+    image, before = pictures(), video.frames.clone()
+    copy = image.clone()
+    pipe.animate(image)
+    pipe.extend(video, num_frames=40)
+    assert torch.equal(image, copy) and torch.equal(video.frames, before)
+
+
+def test_the_videos_of_a_morph_say_which_they_are(pipe):
+    made = pipe.morph("two and 4", "7 and 9", num_videos=3)
+    assert made.prompts == [f"two and 4 to 7 and 9, {share}%" for share in (0, 50, 100)]
+
+
 # --- refusals
 
 @pytest.mark.parametrize("call, word", [
@@ -283,6 +340,20 @@ def test_a_morph_goes_from_one_prompt_to_the_other(pipe):
     (lambda pipe, video: pipe.vary(Video(video.frames, 3.0), fps=6), "3 frames a second"),
     (lambda pipe, video: pipe.extend(video, num_frames=22), "23 ... 10000"),
     (lambda pipe, video: pipe.extend(video, num_frames=10**6), "num_frames"),
+    (lambda pipe, video: pipe.extend(Video(video.frames[:, :, :21], 18.0), num_frames=21), "22 ... 10000"),
+    (lambda pipe, video: pipe.vary(Video(video.frames, 0.5)), "0.5 frames a second"),
+    (lambda pipe, video: pipe.interpolate(pictures(1), pictures(2)), "1 and 2"),
+    (lambda pipe, video: pipe.animate(pictures() * 2 - 1), "0 ... 1"),
+    (lambda pipe, video: pipe.animate(pictures() * float("nan")), "0 ... 1"),
+    (lambda pipe, video: pipe.animate(pictures(0)), "image"),
+    (lambda pipe, video: pipe.animate(pictures().long()), "int64"),
+    (lambda pipe, video: pipe.animate([[0.0]]), "path"),
+    (lambda pipe, video: pipe.animate("missing.png"), "missing.png"),
+    (lambda pipe, video: pipe.animate(pictures(), prompt=5), "prompt"),
+    (lambda pipe, video: pipe.vary(video.frames), "Video"),
+    (lambda pipe, video: pipe.extend(Video(video.frames * 3, 18.0), num_frames=40), "0 ... 1"),
+    (lambda pipe, video: pipe.morph(["two and 4"], "7 and 9"), "prompt"),
+    (lambda pipe, video: pipe.morph("two and 4", "7 and 9", num_videos=10**9), "2 ... 64"),
     (lambda pipe, video: pipe.morph("two and 4", "7 and 9", num_videos=1), "num_videos")])
 def test_what_cannot_work_is_refused(pipe, video, call, word):
     assert word in refusal(call, pipe, video)

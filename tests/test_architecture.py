@@ -33,7 +33,7 @@ LEVELS = [
     {"moving_mnist"},
     {"digits", "prompts"},
     {"training_log"},
-    {"hub"},
+    {"hub", "given"},
     {"checkpoint", "video", "config", "device", "curves", "finite", "inputs"},
     {"student_config", "options", "records"},
     {"plain_yaml", "checked"},

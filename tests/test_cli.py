@@ -75,9 +75,11 @@ def test_a_folder_may_have_a_dot_in_its_name(loaded, tmp_path):
     assert len(list((tmp_path / "results.v2").glob("*.mp4"))) == 2
 
 
-def test_stages_play_as_long_as_the_video(loaded, tmp_path):
-    run("generate", "two and 4", "--out", tmp_path / "x.npy", "--stages-out", tmp_path / "stages")
-    for stage, frames, rate in (("decoder_t", 8, 6), ("sr_h", 22, 18)):
+@pytest.mark.parametrize("length", [22, 5])                  # key frames are all kept, and as fast as ever
+def test_stages_play_as_fast_as_they_are(loaded, tmp_path, length):
+    run("generate", "two and 4", "--num-frames", length, "--out", tmp_path / "x.npy", "--stages-out",
+        tmp_path / "stages")
+    for stage, frames, rate in (("decoder_t", 8, 6), ("sr_h", length, 18)):
         gif = tmp_path / "stages" / f"{stage}.gif"
         assert len(imageio.v3.imread(gif)) == frames
         assert imageio.v3.immeta(gif)["duration"] == pytest.approx(1000 / rate, abs=10)

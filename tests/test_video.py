@@ -113,6 +113,16 @@ def test_gif_delay_of_an_even_rate(tmp_path):
     assert imageio.v3.imread(path).shape == (6, 256, 256, 3)
 
 
+@pytest.mark.parametrize("fps, frames, shown", [(50, 30, 30), (60, 30, 15), (150, 76, 26)])
+def test_a_gif_of_a_high_rate_leaves_frames_out_and_lasts_as_long(tmp_path, fps, frames, shown):
+    video = Video(torch.rand(1, 1, frames, 8, 8), fps)
+    path = video.save(tmp_path / "clip.gif", scale=1)
+    every = -(-frames // shown)
+    assert np.array_equal(imageio.v3.imread(path)[..., 0], to_uint8(video.frames)[0, 0, ::every].numpy())
+    delays = [imageio.v3.immeta(path, index=i)["duration"] for i in range(shown)]
+    assert min(delays) >= 20 and sum(delays) == pytest.approx(1000 * shown * every / fps, abs=10)
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".mp4", ".png", ".npy"])
 def test_a_single_frame_saves_in_every_format(tmp_path, suffix):
     path = make_video(f=1).save(tmp_path / f"image{suffix.upper()}")
