@@ -21,6 +21,7 @@ from mavlite.errors import MavliteError
 
 MIN_SIDE, MAX_SIDE = 8, 4096                 # px, of frames; larger pictures are reduced as they are read
 MAX_PHOTO, MAX_PHOTO_PIXELS = 9999, 80_000_000               # a side and in all: the largest picture opened
+BOARD, FAINT = 0.05, (0.02, 0.5)             # grey of a border that is not black; peak of strokes to stretch
 MAX_PIXELS = 2**31                           # of all frames that are read: half a minute of HD video
 # Not all that Pillow and ffmpeg could open: EPS starts Ghostscript, playlists lead to other files and hosts.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
@@ -31,10 +32,11 @@ def read_image(path, size, channels=1, invert="auto"):
     """A picture, or the first frame of a video, as float32 (channels, size, size) in [0, 1], white on black.
 
     Grey is the luminance 0.299 R + 0.587 G + 0.114 B. What is not square is padded with its background; then
-    it is made smaller by exact area averages or larger by bicubic interpolation. At size x size it stays as
-    it is, bit for bit. invert: "auto" swaps dark and light where the digits seem dark, see `_dark_on_light`;
-    "always"; "never". What is inverted is freed of its paper too, see `_off_paper`. Transparent is black, but
-    white behind dark ink that will be inverted.
+    it is made smaller by exact area averages or larger by bicubic interpolation. invert: "auto" swaps dark
+    and light where the digits seem dark, see `_dark_on_light`; "always"; "never". What is inverted is freed
+    of its paper, see `_strokes`; with "auto", what is light on grey is freed of its board, and what is faint
+    on black made bright. What is bright on black stays as it is, at size x size bit for bit. Transparent is
+    black, but white behind dark ink that will be inverted.
 
     Raises MavliteError if the file cannot be read, or has a side outside 8 ... 9999 px or more than 80
     megapixels (videos and arrays: a side above 4096 px); nothing larger is decoded.
@@ -91,8 +93,15 @@ def _read(path, size, channels, invert, limit):
         raise _refusal(path, "it holds no frame", "give a picture or a video")
     frames, level = np.stack(frames, axis=1), np.float32(np.median(levels))
     covered = _fit(np.ones((1, *shapes.pop()), np.float32), size)[0].clip(0, 1)      # s s, 0 where padded
-    inverted = invert == "always" or (invert == "auto" and _dark_on_light(frames, covered, level))
-    frames = _off_paper(frames, covered) if inverted else frames + level * (1 - covered)
+    whole = frames / np.maximum(covered, 1e-3)               # where covered in part, as bright as the rest
+    if invert == "always" or (invert == "auto" and _dark_on_light(whole, covered, level)):
+        frames = _strokes(1 - whole, covered)
+    elif invert == "auto" and level > BOARD:
+        frames = _strokes(whole, covered)
+    else:
+        frames = frames + level * (1 - covered)
+        if invert == "auto" and FAINT[0] < frames.max() < FAINT[1]:
+            frames = frames / np.quantile(frames[frames > frames.max() / 3], 0.95)
     return torch.from_numpy(frames.clip(0, 1)), times
 
 
@@ -255,7 +264,7 @@ def _dark_on_light(frames, covered, level):
     if not 0.1 < level <= 0.5:
         return level > 0.5
     inside = covered > 0.5 * covered.max()
-    usual = np.median(frames / np.maximum(covered, 1e-3), axis=(0, 1))               # s s
+    usual = np.median(frames, axis=(0, 1))                                           # s s
     rest = (usual - _surface(usual, inside))[inside]
     strokes = rest[abs(rest) > max(3 * 1.4826 * np.median(abs(rest)), level / 4)]    # no noise, no stains
     return strokes.sum() < 0
@@ -286,25 +295,26 @@ def _without_strokes(light):
     return x[0].numpy()
 
 
-def _off_paper(frames, covered):
-    """Dark strokes on light paper (c f s s), 0 where `covered` (s, s) is -> white strokes on black.
+def _strokes(frames, covered):
+    """Strokes that are lighter than what they stand on (c f s s), 0 where `covered` (s, s) is -> white on
+    black.
 
-    What the paper looks like without strokes: a quadratic surface through it, and the shadows on that, see
-    `_without_strokes`. Strokes are what share of its light is missing,
+    What the board looks like without strokes: a quadratic surface through it, and the lights on that, see
+    `_without_strokes`. Strokes are what share they take of the way to white,
 
-        1 - seen / paper
+        (seen - board) / (1 - board)
 
-    less three standard deviations of the noise, stretched so that the most inky twentieth is 1. One paper and
-    one stretch for all frames.
+    less three standard deviations of the noise, stretched so that the brightest twentieth is 1. One board and
+    one stretch for all frames. Ink on paper is chalk on a board with dark and light exchanged.
     """
     inside, result = covered > 0.5 * covered.max(), []
-    for light in 1 - frames / np.maximum(covered, 1e-3):     # f s s
+    for light in frames:                                     # f s s
         some = light[::max(1, len(light) // 64)]             # enough for the statistics
         usual = np.median(some, axis=0)                      # few strokes, if they move
-        paper = _surface(usual, inside)
-        paper = paper + _without_strokes(usual - paper)
-        paper = paper + np.median((usual - paper)[inside])   # the least of a square is below its middle
-        light, some = ((x - paper) / (1 - paper).clip(0.1) for x in (light, some))   # f s s
+        board = _surface(usual, inside)
+        board = board + _without_strokes(usual - board)
+        board = board + np.median((usual - board)[inside])   # the least of a square is below its middle
+        light, some = ((x - board) / (1 - board).clip(0.1) for x in (light, some))   # f s s
         rest = some[:, inside]
         black = 3 * 1.4826 * np.median(abs(rest))            # 1.4826: from median to standard deviation
         strokes = rest[rest > black + 0.05]

@@ -49,7 +49,7 @@ def write_video(path, frames, fps=10.0, **options):
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif", ".webp", ".npy"])
 def test_a_picture_of_the_right_size_stays_bit_for_bit(tmp_path, suffix):
-    levels, path = np.maximum(strokes(), np.arange(64, dtype=np.uint8)), tmp_path / f"a{suffix}"
+    levels, path = np.maximum(strokes(), np.arange(64, dtype=np.uint8) // 6), tmp_path / f"a{suffix}"
     np.save(path, levels) if suffix == ".npy" else save(path, levels, lossless=True)
     image = read_image(path, 64)
     assert image.dtype == torch.float32 and image.shape == (1, 64, 64)
@@ -133,12 +133,14 @@ def test_what_is_not_square_is_padded_not_cropped_or_stretched(tmp_path, h, w):
     array[h // 4:h - h // 4, w // 4:w - w // 4] = 255
     top, left = (64 - h) // 2, (64 - w) // 2
     expected = np.pad(array, [(top, top), (left, left)], constant_values=51)
-    assert torch.equal(read_image(save(tmp_path / "a.png", array), 64)[0], as_float(expected))
-    half = read_image(tmp_path / "a.png", 32)[0]
+    given = save(tmp_path / "a.png", array)
+    assert torch.equal(read_image(given, 64, invert="never")[0], as_float(expected))
+    half = read_image(given, 32, invert="never")[0]
     smaller = as_float(expected).unflatten(0, (32, 2)).unflatten(2, (32, 2)).mean((1, 3))
     assert (half - smaller).abs().max() < 1e-6
-    image = read_image(save(tmp_path / "b.png", 255 - array), 64)[0]                 # dark on light
-    assert (image - (as_float(expected) - 0.2) / 0.8).abs().max() < 0.01             # black around
+    for path in (given, save(tmp_path / "b.png", 255 - array)):                      # and dark on light
+        image = read_image(path, 64)[0]                      # black around
+        assert (image - (as_float(expected) - 0.2) / 0.8).abs().max() < 0.01
 
 
 def test_photos_stand_upright(tmp_path):
@@ -182,7 +184,7 @@ def test_enlarged_by_a_whole_factor_comes_back_exactly(tmp_path, source):
 
 def test_shrinking_takes_exact_areas(tmp_path):
     row = np.array([0, 30, 60, 90] * 4, np.uint8)            # 16 -> 12: 4 pixels of 1 become 3 of 4/3
-    image = read_image(save(tmp_path / "a.png", np.tile(row, (16, 1))), 12)[0]
+    image = read_image(save(tmp_path / "a.png", np.tile(row, (16, 1))), 12, invert="never")[0]
     assert (image[5] * 255).tolist() == pytest.approx([7.5, 45, 82.5] * 4, abs=1e-4)
 
 
@@ -191,7 +193,8 @@ def test_enlarging_is_smooth_centred_and_in_range(tmp_path):
     assert 0 <= image.min() and image.max() <= 1
     small = image.unflatten(0, (16, 4)).unflatten(2, (16, 4)).mean((1, 3))
     assert (small - as_float(strokes(16))).abs().mean() < 0.04
-    ramp = read_image(save(tmp_path / "b.png", np.tile(np.arange(0, 128, 8, dtype=np.uint8), (16, 1))), 64)[0]
+    path = save(tmp_path / "b.png", np.tile(np.arange(0, 128, 8, dtype=np.uint8), (16, 1)))
+    ramp = read_image(path, 64, invert="never")[0]
     assert (ramp[32, 8:-8].diff() * 255).tolist() == pytest.approx([2.0] * 47, abs=1e-3)
 
 
@@ -227,8 +230,28 @@ def test_dark_on_light_is_recognised(tmp_path):
         for paper in (120, 50):                              # dark on 0.47, and on 0.2
             grey = save(tmp_path / "c.png", (paper - strokes() * 0.9 * paper / 255).astype(np.uint8))
             assert read_image(grey, 64, invert=invert)[0, 20, 11] == pytest.approx(level, abs=0.06)
-    light = save(tmp_path / "d.png", (50 + strokes() * 0.4).astype(np.uint8))        # chalk on 0.2
-    assert torch.equal(read_image(light, 64)[0], as_float((50 + strokes() * 0.4).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("board, share", [(50, 0.4), (80, 0.5), (0, 0.11), (0, 0.3)])        # chalk; faint
+def test_light_on_grey_and_faint_strokes_become_white_on_black(tmp_path, board, share):
+    levels = (board + strokes() * share).astype(np.uint8)
+    light = save(tmp_path / "a.png", levels)
+    assert (read_image(light, 64)[0] - as_float(strokes())).abs().max() < 0.04
+    assert torch.equal(read_image(light, 64, invert="never")[0], as_float(levels))
+
+
+def test_what_is_bright_on_black_stays_as_it_is(tmp_path):
+    for peak in (0.51, 0.8, 1.0):
+        levels = (strokes() * peak).astype(np.uint8)
+        assert torch.equal(read_image(save(tmp_path / "a.png", levels), 64)[0], as_float(levels))
+
+
+def test_a_board_is_taken_off_under_a_lamp(tmp_path):
+    y, x = np.mgrid[0:1:64j, 0:1:64j]
+    board = 0.3 - 0.15 * x - 0.05 * y
+    levels = (255 * (board + (0.9 - board) * strokes() / 255)).astype(np.uint8)
+    image = read_image(save(tmp_path / "a.png", levels), 64)[0]
+    assert (image - as_float(strokes())).abs().max() < 0.1 and image.median() == 0
 
 
 def test_the_border_decides_even_if_strokes_fill_the_picture(tmp_path):
@@ -349,7 +372,7 @@ def test_mp4_round_trip(tmp_path, fps):
 def test_npy_of_every_shape_and_kind(tmp_path, shape, kind):
     array = np.random.default_rng(0).integers(0, 100, shape, dtype=np.uint8)
     np.save(tmp_path / "a.npy", array if kind is np.uint8 else array.astype(kind) / 255)
-    frames, fps = read_video(tmp_path / "a.npy", 20, channels=3)
+    frames, fps = read_video(tmp_path / "a.npy", 20, channels=3, invert="never")
     expected = as_float(array if len(shape) == 4 else array[..., None]).permute(3, 0, 1, 2)
     assert fps is None and torch.equal(frames[..., 4:16], expected.expand(3, -1, -1, -1))
 
