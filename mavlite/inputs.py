@@ -5,6 +5,7 @@ as they are read, and whatever a decoder stumbles over becomes one MavliteError 
 """
 
 import contextlib
+import logging
 import os
 import warnings
 from itertools import islice
@@ -26,6 +27,7 @@ MAX_PIXELS = 2**31                           # of all frames that are read: half
 # Not all that Pillow and ffmpeg could open: EPS starts Ghostscript, playlists lead to other files and hosts.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 CONTAINERS = "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,h264,hevc,m4v,ivf"
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it remarks on every video held upright
 
 
 def read_image(path, size, channels=1, invert="auto"):
