@@ -1,9 +1,11 @@
 """Writes a report's main scores into a text, between two marks: the README's table of scores.
 
-    python -m benchmarks.scores docs/report.json README.md --undistilled docs/report-undistilled.json
+    python -m benchmarks.scores docs/report.json README.md --undistilled docs/report-undistilled.json \
+        --full docs/report-2048.json
 
 docs/report-undistilled.json is the report of the cascade whose D^t, in twelve guided steps, taught the
-shipped one.
+shipped one. docs/report-2048.json is of the same weights as docs/report.json and of more videos; aims are
+judged by it.
 """
 
 import argparse
@@ -59,40 +61,43 @@ SHOWN = {                                    # (section, score, unit): what is a
 }
 
 
-def row_of(row, aim, undistilled):
-    """A row of the report as cells of a table, with the same row of the undistilled cascade's, or None."""
+def row_of(row, aim, undistilled, full):
+    """A row of the report as cells of a table, with the same row of two other reports, or None."""
     def cell(value):
         return "" if value is None else f"{value:.3f}"
     between = "{:.3f} … {:.3f}".format(*row["interval"]) if row["interval"] else ""
     wanted = ""
     if aim is not None:
-        sign, bound = aim(row)
-        reached = row["value"] >= bound if sign == "≥" else row["value"] <= bound
+        judged = full or row
+        sign, bound = aim(judged)
+        reached = judged["value"] >= bound if sign == "≥" else judged["value"] <= bound
         wanted = f"{sign} {bound:.3g}: {'reached' if reached else 'missed'}"
     return [row["section"], row["score"], cell(row["value"]), between,
             cell(undistilled and undistilled["value"]), cell(row["ceiling"]), cell(row["floor"]), row["n"],
-            row["unit"], wanted]
+            row["unit"], cell(full and full["value"]), full["n"] if full else "", wanted]
 
 
-def insert(text, report, undistilled):
-    """The text with the table of two reports (dicts, as in report.json) between the marks.
+def insert(text, report, undistilled, full):
+    """The text with the table of three reports (dicts, as in report.json) between the marks.
 
-    Where another number of clips was looked at there is no comparison, and the column stays empty; but motion
-    is measured where digits are apart, and counts as many as it finds. Raises ValueError when the marks are
-    not there. A score that the report does not have has no row.
+    What takes time is of the first. Where the second looked at another number of clips there is no
+    comparison, and its column stays empty; but motion is measured where digits are apart, and counts as many
+    as it finds. Raises ValueError when the marks are not there. A score that the report does not have has no
+    row.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the text has no {BEGIN.strip()} ... {END}")
-    rows, others = ({(row["section"], row["score"], row["unit"]): row for row in one["scores"]}
-                    for one in (report, undistilled))
+    rows, others, larger = ({(row["section"], row["score"], row["unit"]): row for row in one["scores"]}
+                            for one in (report, undistilled, full))
+    larger = {key: row for key, row in larger.items() if row["section"] != "cost"}
     same = all(undistilled["sizes"][key] == report["sizes"][key] for key in ("videos", "reference"))
     others = {key: row for key, row in others.items() if same and key in rows
               and (row["section"] == "motion" or row["n"] == rows[key]["n"])}
     header = ["part", "score", "value", "95 % interval", "undistilled", "ceiling", "floor", "n", "unit",
-              "aim"]
-    shown = table(header, [row_of(rows[key], aim, others.get(key))
+              f"of {full['sizes']['videos']} videos", "n", "aim"]
+    shown = table(header, [row_of(rows[key], aim, others.get(key), larger.get(key))
                            for key, aim in SHOWN.items() if key in rows])
     return before + begin + shown + "\n" + source(report) + "\n" + end + after
 
@@ -102,8 +107,9 @@ def main():
     p.add_argument("report", type=Path)
     p.add_argument("text", type=Path)
     p.add_argument("--undistilled", type=Path, required=True, help="the report to compare with")
+    p.add_argument("--full", type=Path, required=True, help="the same report of more videos")
     args = p.parse_args()
-    reports = [json.loads(path.read_text()) for path in (args.report, args.undistilled)]
+    reports = [json.loads(path.read_text()) for path in (args.report, args.undistilled, args.full)]
     args.text.write_text(insert(args.text.read_text(), *reports))
 
 

@@ -10,18 +10,28 @@ from mavlite.checkpoint import SHIPPED, read_record
 from mavlite.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-REPORT, UNDISTILLED = (json.loads((ROOT / "docs" / name).read_text())
-                       for name in ("report.json", "report-undistilled.json"))
+REPORT, UNDISTILLED, FULL = (json.loads((ROOT / "docs" / name).read_text()) for name in (
+    "report.json", "report-undistilled.json", "report-2048.json"))
 
 
 def test_the_readme_shows_the_scores_of_the_report():
     readme = (ROOT / "README.md").read_text()
-    assert insert(readme, REPORT, UNDISTILLED) == readme
+    assert insert(readme, REPORT, UNDISTILLED, FULL) == readme
+
+
+def test_an_aim_is_judged_by_the_larger_report():
+    key = ("prompt accuracy", "... SR_h: the whole cascade", "clips")
+    at = next(i for i, row in enumerate(FULL["scores"]) if (row["section"], row["score"], row["unit"]) == key)
+    for value, judged in ((0.949, "missed"), (0.951, "reached")):
+        rows = [{**row, "value": value} if i == at else row for i, row in enumerate(FULL["scores"])]
+        shown = insert(BEGIN + END, REPORT, UNDISTILLED, FULL | {"scores": rows})
+        line, = (line for line in shown.splitlines() if key[1] in line)
+        assert f"{value:.3f}" in line and line.endswith(f"≥ 0.95: {judged} |")
 
 
 def test_the_report_is_of_the_shipped_weights():
     shipped = {stage: read_record(SHIPPED / stage, stage)["sha256"][:12] for stage in STAGES}
-    assert REPORT["weights"] == shipped
+    assert REPORT["weights"] == FULL["weights"] == shipped
 
 
 def test_every_score_that_is_shown_exists():
@@ -30,7 +40,7 @@ def test_every_score_that_is_shown_exists():
 
 def test_a_score_stands_beside_the_undistilled_cascade_s():
     row = next(row for row in UNDISTILLED["scores"] if row["score"] == "... SR_h: the whole cascade")
-    shown = insert(BEGIN + END, REPORT, UNDISTILLED)
+    shown = insert(BEGIN + END, REPORT, UNDISTILLED, FULL)
     line, = (line for line in shown.splitlines() if "... SR_h: the whole cascade" in line)
     assert line.split(" | ")[4] == f"{row['value']:.3f}"
 
@@ -43,12 +53,12 @@ def test_what_counts_other_clips_is_compared_in_motion_only(score):
     for other, shown in ((UNDISTILLED | {"scores": others}, row["section"] == "motion"),
                          (UNDISTILLED | {"sizes": fewer}, False)):
         report = UNDISTILLED | {"scores": [row]}
-        line, = (line for line in insert(BEGIN + END, report, other).splitlines() if score in line)
+        line, = (line for line in insert(BEGIN + END, report, other, FULL).splitlines() if score in line)
         assert line.split(" | ")[4] == (f"{row['value']:.3f}" if shown else "")
 
 
 def test_only_what_is_between_the_marks_changes():
-    text = insert(f"a\n{BEGIN}old\n{END}\nb\n", REPORT, UNDISTILLED)
+    text = insert(f"a\n{BEGIN}old\n{END}\nb\n", REPORT, UNDISTILLED, FULL)
     assert text.startswith(f"a\n{BEGIN}| part") and text.endswith(f"{END}\nb\n") and "old" not in text
     with pytest.raises(ValueError, match="scores"):
-        insert("no marks", REPORT, UNDISTILLED)
+        insert("no marks", REPORT, UNDISTILLED, FULL)
