@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from mavlite.generate import write_files
-from mavlite.inputs import read_image, read_video
+from mavlite.given import given_pictures, given_video
 from mavlite.pipeline import MakeAVideo
 from mavlite.prompts import parse_prompt
-from mavlite.video import Video, check_output_path
+from mavlite.video import check_output_path
 
 
 def apply(application, inputs, outputs, *, invert="auto", weights=None, device=None, stages_out=None,
@@ -25,17 +25,10 @@ def apply(application, inputs, outputs, *, invert="auto", weights=None, device=N
         for prompt in [*(inputs if application == "morph" else ()), options.get("prompt")]:
             if prompt is not None:
                 parse_prompt(prompt)
-    size, channels = pipe.data.sizes[-1], pipe.data.channels
     if application in ("animate", "interpolate"):
-        given = [read_image(path, size, channels, invert)[None] for path in inputs]
+        inputs = [given_pictures(path, path, pipe.data, invert) for path in inputs]
     elif application in ("vary", "extend"):
-        given = []
-        for path in inputs:
-            frames, fps = read_video(path, size, channels, invert, min_frames=2)
-            # An NPY names no rate: as we write it.
-            given.append(Video(frames[None], fps or pipe.data.fps * pipe.data.frame_skip))
-    else:
-        given = inputs
-    video = getattr(pipe, application)(*given, progress=True, **options)
+        inputs = [given_video(path, pipe.data, invert) for path in inputs]
+    video = getattr(pipe, application)(*inputs, progress=True, **options)
     write_files(video, outputs, stages_out)
     return video

@@ -13,15 +13,15 @@ from mavlite.video import Video
 ROUNDING = 1e-3                              # what a resized picture may be beyond [0, 1]
 
 
-def given_pictures(name, value, data):
+def given_pictures(name, value, data, invert="auto"):
     """A picture or several -> float32 (b, c, s, s) in [0, 1], s the finished size; never the caller's own.
 
-    value: a path, read as `read_image` reads it; or a tensor or array (b, c, s, s), (c, s, s) or (s, s),
-    float in [0, 1] or uint8. Raises MavliteError, which calls it `name`, for anything else.
+    value: a path, read as `read_image` reads it (invert); or a tensor or array (b, c, s, s), (c, s, s) or
+    (s, s), float in [0, 1] or uint8. Raises MavliteError, which calls it `name`, for anything else.
     """
     size, channels = data.sizes[-1], data.channels
     if isinstance(value, (str, os.PathLike)):
-        return read_image(value, size, channels)[None]
+        return read_image(value, size, channels, invert)[None]
     require(isinstance(value, (torch.Tensor, np.ndarray)),
             f"{name}: must be a path, or a tensor or array (b, {channels}, {size}, {size}), "
             f"not {shown(value)}")
@@ -30,14 +30,14 @@ def given_pictures(name, value, data):
     return _checked(name, pictures, (channels, size, size))
 
 
-def given_video(video, data):
+def given_video(video, data, invert="auto"):
     """A `Video`, or the path of one, as a Video with float32 frames (b, c, f, s, s) in [0, 1].
 
     Frames are checked as pictures are. A file without a rate (.npy) has that of the finished videos.
     """
     size, channels = data.sizes[-1], data.channels
     if isinstance(video, (str, os.PathLike)):
-        frames, fps = read_video(video, size, channels, min_frames=2)
+        frames, fps = read_video(video, size, channels, invert, min_frames=2)
         return Video(frames[None], fps or data.fps * data.frame_skip)
     require(isinstance(video, Video), f"video: must be a Video, or the path of one, not {shown(video)}")
     frames = _checked("video", video.frames, (channels, None, size, size))

@@ -9,7 +9,7 @@ from mavlite.errors import MavliteError
 LONGEST = 10_000                             # frames of a finished video
 CANDIDATES, MOST_CANDIDATES = 8, 64          # of which a video's key frames are chosen
 FRAME_CANDIDATES = 32                        # of which C chooses one frame: 128 evaluations of it
-MOST_STEPS = 64                              # videos of a morph, which are made together
+MOST_MORPHED = 64                            # videos of a morph, which are made together
 # What has an embedding or a prompt to be guided by.
 GUIDED = ("prior", "decoder", "decoder_t", "interpolation", "extrapolate")
 KINDS = {"steps": int, "guidance_scale": float, "sampler": str}

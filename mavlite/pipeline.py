@@ -20,7 +20,7 @@ from mavlite.moving_mnist import box_resize, clearest
 from mavlite.options import (
     FRAME_CANDIDATES,
     LONGEST,
-    MOST_STEPS,
+    MOST_MORPHED,
     checked_length,
     checked_prompts,
     checked_skip,
@@ -324,9 +324,9 @@ class MakeAVideo:
         one candidate each, unless more are asked for.
         """
         (first, last), num_videos = checked_prompts([first, last]), number("num_videos", num_videos, int)
-        if not 2 <= num_videos <= MOST_STEPS:
+        if not 2 <= num_videos <= MOST_MORPHED:
             raise MavliteError(f"num_videos: {num_videos} steps from one prompt to the other are not within "
-                               f"2 ... {MOST_STEPS}")
+                               f"2 ... {MOST_MORPHED}")
         run = Session(self, num_videos, same=True, **{"candidates": 1, **options})
         with run:
             ends = self._embed_prompts(run, [first] * (num_videos - 1) + [last])[[0, -1]]
