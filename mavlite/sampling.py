@@ -13,6 +13,7 @@ import torch
 from mavlite.diffusion import expand_to, interpolate_log_variance
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp_2m")
+VARIANCE_TYPES = ("estimated", "fixed_small", "fixed_large")     # of ddpm's steps
 
 
 def make_denoiser(diffusion, model, conditions=None, guidance_scale=1.0, clip=1.0, learned_variance=False,
@@ -98,7 +99,7 @@ def time_steps(num_inference_steps, device=None, start_time=1.0):
 
 def sample(
     denoise, x, diffusion, *, sampler="ddim", num_inference_steps=20, draw_noise=None, callback=None,
-    start_time=1.0, variance_type="fixed_small"
+    start_time=1.0, variance_type="estimated"
 ):
     """Walk from noise to data with one of SAMPLERS.
 
@@ -147,19 +148,20 @@ def ddim(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
 
 @torch.no_grad()
 def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callback=None, start_time=1.0,
-         variance_type="fixed_small"):
+         variance_type="estimated"):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), between any two times. Arguments as in `sample`.
 
     The true variance of a step depends on the data, and mostly lies between two (their section 3.2):
     beta_tilde, "fixed_small", is right if x_0 is known, and beta, "fixed_large", if x_0 ~ N(0, I). The small
-    one makes data a little too narrow, the large one leaves noise in them when steps are few. A learned
-    variance, which a pair (x_0, v) from denoise brings, takes the place of either.
+    one makes data a little too narrow, the large one leaves noise in them when steps are few. "estimated" is
+    what lies between: see `x_0_variance`. A learned variance, which a pair (x_0, v) from denoise brings,
+    takes the place of all three.
     """
-    if variance_type not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"variance_type is {variance_type!r}; it must be fixed_small or fixed_large")
+    if variance_type not in VARIANCE_TYPES:
+        raise ValueError(f"variance_type is {variance_type!r}; it must be one of {VARIANCE_TYPES}")
     if draw_noise is None:
         raise ValueError("the sampler 'ddpm' adds fresh noise in every step: pass draw_noise, () -> like x")
-    times, _, _ = _schedule(diffusion, num_inference_steps, start_time)
+    times, alpha, sigma = _schedule(diffusion, num_inference_steps, start_time)
     grid = torch.tensor(times, dtype=torch.float64)
     c_t, c_0, beta, beta_tilde = (value.tolist() for value in diffusion.posterior(grid[:-1], grid[1:]))
     for i in range(len(times) - 1):
@@ -167,18 +169,40 @@ def ddpm(denoise, x, diffusion, num_inference_steps=20, draw_noise=None, callbac
         x_0, v = _denoise(denoise, x, times[i])                                  # like x each, v may be None
         if callback is not None:
             callback(i, x, x_0)
-        # 2. Go to the mean of q(x_s | x_t, x_0).
-        x = c_t[i] * x + c_0[i] * x_0
-        # 3. Add the noise of the step, x_s = mean + sqrt(variance) noise; the last step lands on x_0.
-        if i < len(times) - 2:
-            if v is None:
-                deviation = math.sqrt(beta[i] if variance_type == "fixed_large" else beta_tilde[i])
-            else:
-                # deviation = exp(log variance / 2)
-                log_variance = interpolate_log_variance(v, math.log(beta[i]), math.log(beta_tilde[i]))
-                deviation = torch.exp(0.5 * log_variance)
-            x = x + deviation * draw_noise()
-    return x
+        # 2. Go to the mean of q(x_s | x_t, x_0); the last step lands on x_0.
+        mean = c_t[i] * x + c_0[i] * x_0
+        if i == len(times) - 2:
+            return mean
+        # 3. Add the noise of the step: x_s = mean + sqrt(variance) noise
+        if v is not None:
+            # deviation = exp(log variance / 2)
+            log_variance = interpolate_log_variance(v, math.log(beta[i]), math.log(beta_tilde[i]))
+            deviation = torch.exp(0.5 * log_variance)
+        elif variance_type == "estimated":
+            # variance = beta_tilde + c_0^2 Var[x_0 | x_t], for x_s = c_t x_t + c_0 x_0 + noise of beta_tilde
+            deviation = (beta_tilde[i] + c_0[i] ** 2 * x_0_variance(x, x_0, alpha[i], sigma[i])).sqrt()
+        else:
+            deviation = math.sqrt(beta[i] if variance_type == "fixed_large" else beta_tilde[i])
+        x = mean + deviation * draw_noise()
+
+
+def x_0_variance(x_t, x_0, alpha, sigma):
+    """Var[x_0 | x_t], as far as the denoiser's own answer tells: one number a sample, (b, 1, ...), in [0, 1].
+
+    A denoiser that knows no better than the mean E[x_0 | x_t] finds less noise in x_t than there is. Noise
+    has variance 1; what it takes for noise has less, and what is missing is what it does not know of x_0:
+
+        Var[x_0 | x_t] = (sigma / alpha)^2 (1 - mean epsilon^2),     epsilon = (x_t - alpha x_0) / sigma,
+
+    on average over x_t (Bao et al. 2022, arXiv 2201.06503, theorem 1). They take that average over data,
+    beforehand; here it goes over the elements of the sample itself, which needs no data, and no sample hears
+    of its neighbours. It is 0 where alpha is, as x_t says nothing there.
+    """
+    if alpha == 0:
+        return torch.zeros(len(x_t), *[1] * (x_t.ndim - 1), dtype=x_t.dtype, device=x_t.device)
+    noise = ((x_t - alpha * x_0) ** 2).flatten(1).mean(dim=1)                    # (b,), sigma^2 epsilon^2
+    # Data within [-1, 1], or of variance 1, leave no more than 1 open.
+    return expand_to(((sigma**2 - noise) / alpha**2).clamp(0, 1), x_t)           # (b, 1, ...)
 
 
 @torch.no_grad()

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from mavlite.diffusion import PREDICTION_TYPES, Diffusion
-from mavlite.sampling import SAMPLERS, ddim, ddpm, dpmpp_2m, make_denoiser, sample, time_steps
+from mavlite.sampling import (
+    SAMPLERS,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    make_denoiser,
+    sample,
+    time_steps,
+    x_0_variance,
+)
 
 torch.set_num_threads(1)
 
@@ -53,6 +62,7 @@ def mean_and_deviation(sampler, num_inference_steps, diffusion, denoise=None, **
     The batch holds one run without any noise, and for each of the noises one run with that noise alone.
     """
     noises = num_inference_steps if sampler == "ddpm" else 1     # the start; one for every step but the last
+    options = {"variance_type": "fixed_small", **options}        # an estimate is not affine, see `drawn`
     x = torch.zeros(1 + noises, 1, dtype=torch.float64)
     x[1] = 1.0
     draws = iter(range(2, 1 + noises))
@@ -94,13 +104,39 @@ def test_first_order_samplers_converge_to_the_gaussian(sampler):
     assert abs(2 * errors[3] - errors[2]) < 1e-3                                 # ... and it is S they go to
 
 
-@pytest.mark.parametrize("sampler, options", [
-    ("ddpm", {"variance_type": "fixed_large"}), ("ddim", {}), ("dpmpp_2m", {})])
-def test_at_most_one_percent_of_the_variance_is_lost_in_256_steps(sampler, options):
-    """Of data whose variance is 1. ddpm takes beta there, the true variance of its steps."""
+def drawn(num_inference_steps, spread, shape, **options):
+    """Mean and deviation of what ddpm makes of that many numbers, relative to the data's deviation."""
+    diffusion, x = Diffusion(), start(*shape)
+
+    def denoise(x_t, t):
+        return gaussian_denoiser(diffusion, spread)(x_t.flatten(1), t).view_as(x_t)
+
+    made = sample(denoise, x, diffusion, sampler="ddpm", num_inference_steps=num_inference_steps,
+                  draw_noise=noise_source(x), **options)
+    return (made.mean().item() - MU) / spread, made.std().item() / spread
+
+
+@pytest.mark.parametrize("spread, shape", [
+    (0.3, (200_000, 1)), (0.6, (200_000, 1)), (1.0, (200_000, 1)), (0.3, (1, 1, 500, 400)),
+    (0.6, (100, 2, 25, 40))])
+def test_ddpm_brings_the_variance_within_one_percent_in_256_steps(spread, shape):
+    """As it comes, without options; of 200,000 numbers, whose own variance is known to 0.3 %."""
+    mean, deviation = drawn(256, spread, shape)
+    assert abs(mean) < 0.01 and abs(deviation**2 - 1) < 0.01
+
+
+def test_an_estimated_variance_helps_most_where_steps_are_few():
+    shape = (1, 1, 500, 400)
+    for kind, low, high in (("estimated", -0.05, 0), ("fixed_small", -0.35, -0.2),
+                            ("fixed_large", 0.04, 0.1)):
+        assert low < drawn(16, S, shape, variance_type=kind)[1] ** 2 - 1 < high, kind
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_at_most_one_percent_of_the_variance_is_lost_in_256_steps(sampler):
+    """Of data whose variance is 1."""
     diffusion = Diffusion()
-    denoise = gaussian_denoiser(diffusion, 1.0)
-    mean, deviation = mean_and_deviation(sampler, 256, diffusion, denoise, **options)
+    mean, deviation = mean_and_deviation(sampler, 256, diffusion, gaussian_denoiser(diffusion, 1.0))
     assert abs(mean - MU) < 1e-10 and abs(deviation**2 - 1) < 0.01
 
 
@@ -136,8 +172,38 @@ def test_the_two_variances_of_ddpm_enclose_the_data(num_inference_steps=128):
     small, large = (mean_and_deviation("ddpm", num_inference_steps, Diffusion(), variance_type=kind)[1]
                     for kind in ("fixed_small", "fixed_large"))
     assert small < S < large
-    with pytest.raises(ValueError, match="fixed_small or fixed_large"):
+    with pytest.raises(ValueError, match="estimated.*fixed_small.*fixed_large"):
         mean_and_deviation("ddpm", 4, Diffusion(), variance_type="learned")
+
+
+@pytest.mark.parametrize("time", [0.1, 0.5, 0.9])
+def test_what_is_not_known_of_x_0_is_read_off_the_denoiser(time):
+    # Var[x_0 | x_t] = S^2 sigma^2 / (alpha^2 S^2 + sigma^2)
+    diffusion, x_0 = Diffusion(), MU + S * start(3, 400_000)
+    t = torch.full((3,), time, dtype=torch.float64)
+    x_t = diffusion.add_noise(x_0, start(3, 400_000, seed=2), t)
+    alpha, sigma = (value[0].item() for value in diffusion.alpha_sigma(t))
+    found = x_0_variance(x_t, gaussian_denoiser(diffusion)(x_t, t), alpha, sigma)
+    wanted = S**2 * sigma**2 / (alpha**2 * S**2 + sigma**2)
+    # The mean of n squares of variance sigma^2 errs by about root(2 / n) of itself.
+    torch.testing.assert_close(found, torch.full((3, 1), wanted, dtype=torch.float64), rtol=0.01,
+                               atol=4 * (2 / 400_000) ** 0.5 * (sigma / alpha) ** 2)
+    # Between nothing, where the true x_0 is known, and 1, where only the mean is; each sample for itself.
+    half = x_0_variance(x_t, torch.cat([x_0[:1], 0 * x_0[1:]]), alpha, sigma)
+    assert half[0] < 0.01 * wanted + 0.01 * (sigma / alpha) ** 2 and (half[1:] <= 1).all()
+    torch.testing.assert_close(half[:1], x_0_variance(x_t[:1], x_0[:1], alpha, sigma))
+    assert (x_0_variance(x_t, x_0, 0.0, 1.0) == 0).all()     # t = 1
+
+
+def test_an_estimated_variance_hears_of_no_neighbour():
+    x, diffusion = start(3, 2, 4, 4), Diffusion()
+    noises = [start(3, 2, 4, 4, seed=seed) for seed in range(10, 17)]
+    denoise = make_denoiser(diffusion, network)
+    together, alone = (
+        sample(denoise, x[rows], diffusion, sampler="ddpm", num_inference_steps=8,
+               draw_noise=iter([noise[rows] for noise in noises]).__next__)
+        for rows in (slice(0, 3), slice(1, 2)))
+    torch.testing.assert_close(together[1:2], alone)
 
 
 def test_second_order_sampler_converges_to_the_gaussian():
@@ -243,7 +309,8 @@ def test_ddpm_agrees_with_diffusers(prediction_type, clip):
     )
     theirs = their_sample(scheduler, network, x, diffusion, 20, generator=torch.Generator().manual_seed(0))
     denoise = make_denoiser(diffusion, network, clip=clip)
-    ours = sample(denoise, x, diffusion, sampler="ddpm", num_inference_steps=20, draw_noise=noise_source(x))
+    ours = sample(denoise, x, diffusion, sampler="ddpm", num_inference_steps=20, draw_noise=noise_source(x),
+                  variance_type="fixed_small")
     # Their last step adds noise of variance 1e-20, ours none.
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
 
