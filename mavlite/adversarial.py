@@ -19,6 +19,7 @@ from mavlite.critic import NOISE, critic_loss, generator_loss, noised
 from mavlite.device import full_precision
 from mavlite.distillation import own_walk
 from mavlite.faults import RATES, FaultyClips
+from mavlite.likeness import handwriting
 from mavlite.sampling import make_denoiser
 from mavlite.stages import load_network
 
@@ -56,7 +57,7 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)).
+        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + handwriting changes of made.
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition; D's frames (b, c, h,
         w) are clips of one. hidden (b, 1, f, 1, 1): 0 where a frame is known, and is the truth in every step
@@ -93,7 +94,10 @@ class Contest:
         self.critic.requires_grad_(True)
         with full_precision(x_0.device):
             unlike = 1 - closeness(self.clip, shifted(made, 2 * way - 1), conditions["image_embeds"]).mean()
-        return word + own.reward * unlike
+        loss = word + own.reward * unlike
+        if own.handwriting:
+            loss = loss + own.handwriting * handwriting(made, log_fps.exp()).mean()
+        return loss
 
     def step(self):
         """The critic's own step, after the generator's gradients were taken, if there was a contest."""

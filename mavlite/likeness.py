@@ -11,10 +11,19 @@ import torch.nn.functional as F
 
 from mavlite.device import full_precision
 from mavlite.moving_mnist import SPEED
-from mavlite.two_digits import APART, cut_out, exchanged_names, separated, third_digit, two_centres
+from mavlite.two_digits import (
+    APART,
+    cut_out,
+    exchanged_names,
+    separated,
+    third_digit,
+    two_centres,
+    unlike,
+)
 
 MOST = 4.0                                   # of a margin: two cosines of 1 less two of -1
 SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apart may have changed places
+NEAR = 2                                     # px of 32: copies of one digit, cut out, lie that near each other
 USUAL = 0.1                                  # distance of two frames: of 19 real clips in 20 below 0.11
 
 
@@ -47,10 +56,36 @@ def margins(clip, clips, fps):
         embeds = F.normalize(clip.image_embeds(alone), dim=-1).view(*centres.shape[:3], -1)          # b f 2 d
         embeds = torch.where(exchanged_names(centres)[..., None, None], embeds.flip(2), embeds)
         same, other = (torch.einsum("b s k d, b t k d -> b s t", embeds, x) for x in (embeds, embeds.flip(2)))
+    return torch.where(_told(apart, fps), same - other, MOST)
+
+
+def _told(apart, fps):
+    """The pairs of frames between which the digits never meet, and it is sure who is who: bool (b, f, f)."""
     span = (~apart).long().cumsum(dim=1)                     # a new one whenever they meet
     told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])  # b f f
-    told &= (fps >= SLOWEST)[:, None, None] & ~torch.eye(apart.shape[1], device=apart.device).bool()
-    return torch.where(told, same - other, MOST)
+    return told & (fps >= SLOWEST)[:, None, None] & ~torch.eye(apart.shape[1], device=apart.device).bool()
+
+
+def handwriting(clips, fps):
+    """How differently each digit is written in the frames of a clip, (b,) in [0, 1]; 0 where nobody can tell.
+
+    The mean of `unlike` over all pairs of frames between which the digits never meet, and both digits. Of
+    real clips about 0.013: what part of a pixel does to a stroke. Gradients go to what is drawn, not to where
+    it is. clips (b, c, f, h, w) in [-1, 1]; fps (b,).
+    """
+    with full_precision(clips.device):
+        grey, centres, apart = _found(clips)
+        centres, (h, w) = centres.detach(), grey.shape[1:]
+        cut = cut_out(grey, centres.flatten(0, 1))[..., :h // 2, :w // 2]            # (b f) 2 h/2 w/2
+        cut = cut.unflatten(0, centres.shape[:2])                                    # b f 2 h/2 w/2
+        cut = torch.where(exchanged_names(centres)[..., None, None, None], cut.flip(2), cut)
+        told = _told(apart, fps).triu()
+        k, s, t = told.nonzero(as_tuple=True)                                        # n each
+        if not len(k):
+            return grey.new_zeros(len(clips))
+        changed = unlike(cut[k, s].flatten(0, 1), cut[k, t].flatten(0, 1), NEAR).view(-1, 2).mean(dim=1)
+        count = told.flatten(1).sum(dim=1)
+        return grey.new_zeros(len(clips)).index_add(0, k, changed) / count.clamp(min=1)
 
 
 def third_digits(clips):

@@ -26,10 +26,11 @@ class AdversarialConfig:
     """A student's last lesson (adversarial.py): set `critic`, and go on from a student's weights."""
     critic: str | None = None                # folder of weights folders: its critic knows rendered faults
     reward: float = 60.0                     # as in distill
+    handwriting: float = 0.0                 # weight of how differently a digit is written (likeness.py)
     critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
-        within("adversarial", self, reward=(0, 1000), critic_lr=(1e-9, 1))
+        within("adversarial", self, reward=(0, 1000), handwriting=(0, 1000), critic_lr=(1e-9, 1))
         if self.critic is not None:
             stays_inside("adversarial.critic", self.critic)
 
@@ -51,6 +52,8 @@ def require_teachable(config):
             "adversarial.critic: takes the place of a teacher; set distill.teacher to null")
     require(not contest or stage in ("decoder", "decoder_t", "interpolation"),
             f"adversarial.critic: is for key frames, which {stage} does not make; set it to null")
+    require(not config.adversarial.handwriting or stage != "decoder",
+            "adversarial.handwriting: of one frame nobody can tell; set it to 0")
     require(not config.distill.own_walk or stage != "interpolation",
             "distill.own_walk: interpolation is told known frames in every step of a walk; set it to false")
     require(not config.distill.reward or stage in ("decoder", "decoder_t"),

@@ -123,3 +123,18 @@ def cut_out(grey, centres):
         source = source.flip(-1).view(-1, h, w, 2) * (2 / CANVAS) - 1                # as x and y in [-1, 1]
         copies.append(F.grid_sample(cut, source, align_corners=False))
     return torch.maximum(*copies).view(n, 2, h, w)
+
+
+def unlike(one, other, reach):
+    """How differently digits are written: 1 - the normalised cross-correlation of two pictures.
+
+        1 - max over shifts d of  sum_p a(p + d) b(p) / (|a, seen through b's window| |b|)
+
+    one, other (n, h, w), 0 or more; d: up to `reach` pixels either way along both axes. -> (n,) in [0, 1]: 0 for
+    the same picture, brighter or elsewhere as well, and for nothing but zeros.
+    """
+    padded, window = F.pad(one[None], 4 * [reach]), other[:, None]                   # 1 n h+ w+, n 1 h w
+    both = F.conv2d(padded, window, groups=len(one))[0].flatten(1)                   # n d
+    own = F.conv2d(padded.square(), torch.ones_like(window), groups=len(one))[0].flatten(1)
+    size = own.clamp(min=1e-12).sqrt() * other.flatten(1).norm(dim=1, keepdim=True)      # n d
+    return 1 - torch.where(size > 1e-6, both / size.clamp(min=1e-6), 1.0).amax(dim=1)

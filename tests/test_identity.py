@@ -3,10 +3,18 @@
 import pytest
 import torch
 
+from mavlite.digits import load_digits
 from mavlite.evaluation import identity
-from mavlite.evaluation.identity import DOUBLES, alone, changed_in_sight, look, third_digit_share
+from mavlite.evaluation.identity import (
+    DOUBLES,
+    alone,
+    changed_in_sight,
+    handwriting,
+    look,
+    third_digit_share,
+)
 from mavlite.evaluation.judge import pair_logits
-from mavlite.moving_mnist import CANVAS
+from mavlite.moving_mnist import CANVAS, DIGIT, UnlabelledClips, draw
 
 APART = torch.tensor([[True, True, True, False, True, True]])
 
@@ -87,3 +95,52 @@ def test_thousands_of_clips_are_looked_at_a_few_at_a_time(monkeypatch):
     uniform.w = torch.nn.Parameter(torch.zeros(()))
     uniform.forward = lambda x: torch.zeros(len(x), 55)
     assert look(uniform, frames, centres)[1] == 0 and seen == [2, 2, 2, 1]
+
+
+# ---------------------------------------------------------------- handwriting
+
+def strokes(shapes, at=((16, 16), (48, 48))):
+    """A clip (1, 1, f, 64, 64) with a digit of its own at both places in every frame: "-", "|" or "+"."""
+    frames = torch.zeros(1, 1, len(shapes), CANVAS, CANVAS)
+    for i, pair in enumerate(shapes):
+        for shape, (y, x) in zip(pair, at):
+            if shape in "-+":
+                frames[0, 0, i, y - 1:y + 1, x - 8:x + 8] = 1
+            if shape in "|+":
+                frames[0, 0, i, y - 8:y + 8, x - 1:x + 1] = 1
+    return frames, torch.tensor(at, dtype=torch.float32).expand(1, len(shapes), 2, 2)
+
+
+def test_handwriting_in_closed_form():
+    """A bar of 16 x 2 pixels has 4 in common with the one across, and all 32 with a cross of 60."""
+    across, with_cross = 1 - 4 / 32, 1 - 32 / (32 * 60) ** 0.5
+    for shapes, wanted in ((["-|", "-|", "-|"], 0.0), (["-|", "||"], across / 2), (["-|", "+|"], with_cross / 2),
+                           (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one of two digits
+        assert handwriting(*strokes(shapes)).tolist() == pytest.approx([wanted], abs=1e-4)
+    frames, centres = strokes(["-|", "||"])
+    assert handwriting(0.5 * frames, centres).tolist() == pytest.approx([across / 2], abs=1e-4)      # however bright
+
+
+def test_who_cannot_tell_of_handwriting_does_not_count():
+    frames, centres = strokes(["-|", "-|", "||"])
+    near = centres.clone()
+    near[:, 1, 1] = near[:, 1, 0] + 10                       # they meet between: who came out where is not asked
+    assert handwriting(frames, near).shape == (0,)
+    both = handwriting(torch.cat([frames, frames]), torch.cat([near, centres]))
+    assert both.tolist() == pytest.approx([(1 - 4 / 32) / 3], abs=1e-4)
+    jumps = centres.clone()
+    jumps[:, 2] = centres[:, 2].flip(1)                      # the tracker may name them the other way round
+    assert torch.equal(handwriting(frames, jumps), handwriting(frames, centres))
+
+
+def test_digits_written_anew_in_every_frame_are_told_from_real_ones():
+    simulator = UnlabelledClips(load_digits("test", "glyphs").images, seed=3)
+    frames = simulator.clips(range(16), 12.0, 8, CANVAS)[0]
+    centres = simulator.trajectories(range(16)).positions(torch.arange(8) / 12) + DIGIT / 2
+    real = handwriting(frames, centres)
+    # In each frame the digits of another clip, where those of this one are.
+    others = torch.stack([simulator.trajectories(range(16 * k, 16 * k + 16)).images for k in range(8)], dim=1)
+    digits = simulator.simulator.images[others].float() / 255                        # b f 2 28 28
+    anew = draw(digits.flatten(0, 1), (centres - DIGIT / 2).flatten(0, 1)[:, None])[:, 0]
+    changed = handwriting(anew.unflatten(0, (16, 8))[:, None], centres)
+    assert len(real) == len(changed) > 4 and real.max() < 0.05 < 0.2 < changed.min()

@@ -1,4 +1,4 @@
-"""Does each digit stay who it is? Both are cut out and asked about alone.
+"""Does each digit stay who it is, and written as it is? Both are cut out and looked at alone.
 
 The pair of a frame cannot tell (`motion.identity_switches`): a 2 and a 6 may turn into a 6 and a 2 before
 one's eyes, and the pair remains. So each digit is cut out around its tracked centre and shown to the judge
@@ -11,10 +11,11 @@ import torch
 
 from mavlite.evaluation.judge import JUDGE_SIZE, judge_clips, resize
 from mavlite.prompts import PAIRS
-from mavlite.two_digits import cut_out, in_order, separated, third_digit
+from mavlite.two_digits import cut_out, in_order, separated, third_digit, unlike
 
 SURE = 0.9                                   # probability of a judge that has no doubts
 CLIPS = 64                                   # looked at together: thousands at once would need 20 GB
+REACH = 3                                    # px of 64: digits are cut out around tracked centres, which err
 DOUBLES = [i for i, (first, second) in enumerate(PAIRS) if first == second]         # 0 and 0, 1 and 1, ...
 
 
@@ -63,3 +64,26 @@ def third_digit_share(frames):
     third = torch.cat([third_digit(part.float().mean(dim=1).flatten(0, 1)).view(len(part), -1).any(dim=1)
                        for part in frames.split(CLIPS)])
     return third.float().mean().item(), len(third)
+
+
+def handwriting(frames, centres):
+    """How much the handwriting of clips changes, (n,) in [0, 1]: of the clips that can tell.
+
+    frames (b, c, f, h, w) in [0, 1], centres (b, f, 2, 2) px. From one meeting of the digits to the next, a
+    digit cut out of one frame is compared with itself in every other one (`unlike`); the mean over all such
+    pairs of frames and both digits. In Moving MNIST a digit is the same picture all along, so real clips have
+    little more than 0: what half a pixel does to a stroke.
+    """
+    found = []
+    for part, own in zip(frames.split(CLIPS), in_order(centres).split(CLIPS)):
+        half = JUDGE_SIZE // 2                               # one of the two copies that `alone` shows
+        looks = alone(part.float().cpu(), own)[..., :half, :half]                    # CLIPS f 2 32 32
+        apart = separated(own)
+        span = (~apart).cumsum(dim=1)                        # a new one whenever they meet
+        told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])
+        k, s, t = told.triu(diagonal=1).nonzero(as_tuple=True)                       # n each, k in order
+        if len(k):
+            pairs = zip(*(looks[k, frame].flatten(0, 1).split(512) for frame in (s, t)))
+            changed = torch.cat([unlike(one, other, REACH) for one, other in pairs]).view(-1, 2)         # n 2
+            found += [values.mean() for values in changed.split(k.unique(return_counts=True)[1].tolist())]
+    return torch.stack(found) if found else torch.empty(0)

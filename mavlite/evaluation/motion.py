@@ -14,6 +14,7 @@ import torch
 
 from mavlite.evaluation import identity
 from mavlite.evaluation.accuracy import interval
+from mavlite.evaluation.fidelity import bootstrap
 from mavlite.evaluation.identity import SURE
 from mavlite.evaluation.judge import judge_clips
 from mavlite.evaluation.samples import decode
@@ -185,12 +186,19 @@ def summary(centres, fps, log_probabilities=None, **of_clips):
             | {f"{name}_interval": between and list(between) for name, between in intervals.items()})
 
 
+def of_values(name, values):
+    """The mean of a measure's values (n,), one a clip, as `summary` writes it: with count and interval."""
+    n = len(values)
+    return {name: values.mean().item() if n else 0.0, f"{name}_count": n,
+            f"{name}_interval": list(bootstrap(values)) if n > 1 else None}
+
+
 # ---------------------------------------------------------------- the report's part
 
 RATES = (3, 6, 12, 24)                       # key-frame rates at which motion is measured
 NAMES = {"speed_error": "share", "identity_switches": "clips", "changed_in_sight": "clips",
-         "third_digit": "clips", "straightness": "share", "reflection_error": "px", "still_share": "clips",
-         "apart_share": "frames"}            # and their units
+         "third_digit": "clips", "handwriting": "of 0 ... 1", "straightness": "share",
+         "reflection_error": "px", "still_share": "clips", "apart_share": "frames"}      # and their units
 
 
 def measure(e):
@@ -212,6 +220,7 @@ def measure(e):
             entry[which] = summary(centres, fps, judge_clips(e.judge, frames),
                                    changed_in_sight=identity.look(e.judge, frames, centres),
                                    third_digit=identity.third_digit_share(frames))
+            entry[which] |= of_values("handwriting", identity.handwriting(frames, centres))
             if which == "real":
                 entry["tracker error, px"] = (match(centres, true) - true).norm(dim=-1).median().item()
         e.add("motion", f"tracker error on real clips at {fps} fps", entry["tracker error, px"], n, unit="px",
