@@ -178,6 +178,17 @@ def test_a_student_comes_closer_to_what_was_asked_for(student):
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
+def test_handwriting_counts_as_much_as_it_says(student, monkeypatch):
+    monkeypatch.setattr("mavlite.adversarial.handwriting", lambda clips, fps: 0.25 * fps * clips.isfinite().all())
+    losses, rates = [], []
+    for weight in (0.0, 2.0):
+        it = student("train.steps=1", f"adversarial.handwriting={weight}", run=f"run-{weight:g}")
+        it.network.register_forward_pre_hook(lambda _, args, kwargs: rates.append(kwargs["fps"].exp()),
+                                             with_kwargs=True)
+        losses += [report["loss"] for report in it.steps()]
+    assert losses[1] - losses[0] == pytest.approx(2 * 0.25 * rates[0].mean().item(), rel=1e-4)
+
+
 def test_a_resumed_contest_ends_like_an_uninterrupted_one(student):
     whole = student("train.steps=4", run="whole")
     list(whole.steps())
@@ -252,7 +263,8 @@ def test_a_critic_has_no_use_for_one_who_cannot_walk(smoke_config, smoke_weights
     ("interpolation", ["extrapolate.guidance_scale=2.0"], "extrapolate.guidance_scale"),
     ("decoder_t", ["distill.teacher=anywhere"], "set distill.teacher to null"),
     ("decoder_t", ["sample.guidance_scale=3.0"], "adversarial.critic.*guidance_scale"),
-    ("decoder_t", ["adversarial.critic_lr=0.0"], "adversarial.critic_lr")])
+    ("decoder_t", ["adversarial.critic_lr=0.0"], "adversarial.critic_lr"),
+    ("decoder", ["adversarial.handwriting=1.0"], "adversarial.handwriting: of one frame")])
 def test_what_no_critic_can_teach_is_refused(smoke_config, stage, overrides, said):
     with pytest.raises(MavliteError, match=said):
         smoke_config(stage, [*WALK, "adversarial.critic=anywhere", *overrides])

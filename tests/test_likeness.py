@@ -8,7 +8,7 @@ import torch
 from mavlite.checkpoint import SHIPPED
 from mavlite.digits import load_digits
 from mavlite.faults import FAULTS, FaultyClips
-from mavlite.likeness import MOST, SLOWEST, USUAL, changes, margins
+from mavlite.likeness import MOST, SLOWEST, USUAL, changes, handwriting, margins
 from mavlite.moving_mnist import SPEED, UnlabelledClips
 from mavlite.stages import load_clip, read_config
 from mavlite.two_digits import APART, separated, two_centres
@@ -66,6 +66,46 @@ def test_nobody_is_compared_across_a_meeting():
     wanted = torch.full((5, 5), MOST)
     wanted[0, 1] = wanted[1, 0] = wanted[3, 4] = wanted[4, 3] = -2
     assert torch.allclose(found[0], wanted, atol=1e-4)
+
+
+def bars(*shapes):
+    """A clip (1, 1, f, 32, 32) in [-1, 1] of two bars of 12 x 2 pixels, across "-" or upright "|", or a cross."""
+    frames = torch.zeros(1, 1, len(shapes), 32, 32)
+    for i, pair in enumerate(shapes):
+        for shape, at in zip(pair, (8, 24)):
+            if shape in "-+":
+                frames[0, 0, i, at - 1:at + 1, at - 6:at + 6] = 1
+            if shape in "|+":
+                frames[0, 0, i, at - 6:at + 6, at - 1:at + 1] = 1
+    return 2 * frames - 1
+
+
+def test_handwriting_in_closed_form():
+    """Bars of 24 pixels have 4 in common where they cross; a cross has 44."""
+    across, with_cross = 1 - 4 / 24, 1 - 24 / (24 * 44) ** 0.5
+    for shapes, wanted in ((["-|", "-|", "-|"], 0), (["-|", "||"], across / 2), (["-|", "+|"], with_cross / 2),
+                           (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one of two digits
+        assert handwriting(bars(*shapes), SIX).item() == pytest.approx(wanted, abs=1e-3)
+    changed = bars("-|", "||").expand(2, 3, -1, -1, -1)      # coloured, and one of them too slow to tell
+    found = handwriting(changed, torch.tensor([SLOWEST, SLOWEST - 0.1]))
+    assert found.tolist() == pytest.approx([across / 2, 0], abs=1e-3)
+    meeting = torch.cat([bars("-|"), clip_of([1], [1], at=((24, 24), (40, 40))), bars("||")], dim=2)
+    assert handwriting(meeting, SIX).item() == 0             # across a meeting nobody is compared
+
+
+def test_handwriting_of_real_clips_hardly_changes_and_its_gradient_makes_others_alike():
+    simulator = UnlabelledClips(load_digits("test", "glyphs").images, seed=9)
+    real = simulator.clips(range(48), 6.0, 16, 32)[0] * 2 - 1
+    found = handwriting(real, torch.full((48,), 6.0))
+    assert found[found > 0].mean() < 0.03
+    generator = torch.Generator().manual_seed(0)
+    clips = real + 0.6 * (real > 0) * torch.randn(real.shape, generator=generator)
+    clips = clips.clamp(-0.999, 0.999).requires_grad_()
+    before = handwriting(clips, torch.full((48,), 6.0)).mean()
+    slope, = torch.autograd.grad(before, clips)
+    assert slope.isfinite().all() and slope[found == 0].abs().max() == 0             # who cannot tell learns nothing
+    after = handwriting((clips - 0.05 * slope / slope.abs().max()).detach(), torch.full((48,), 6.0)).mean()
+    assert before > 2 * found.mean() and after < before
 
 
 def test_at_the_slowest_rate_the_order_is_just_sure():

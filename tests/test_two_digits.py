@@ -5,7 +5,15 @@ import torch
 
 from mavlite.digits import load_digits
 from mavlite.moving_mnist import CANVAS, MovingMNIST, box_resize, draw
-from mavlite.two_digits import cut_out, exchanged_names, in_order, separated, third_digit, two_centres
+from mavlite.two_digits import (
+    cut_out,
+    exchanged_names,
+    in_order,
+    separated,
+    third_digit,
+    two_centres,
+    unlike,
+)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -95,3 +103,25 @@ def test_real_frames_seldom_have_a_third_digit_and_frames_of_four_often():
                   for t in (simulator.trajectories(seed, torch.arange(600)) for seed in (1, 2)))
     assert third_digit(box_resize(two, 32)).float().mean() < 0.01
     assert third_digit(box_resize(two.maximum(other), 32)).float().mean() > 0.2     # of four
+
+
+def test_the_same_picture_brighter_or_elsewhere_is_not_unlike():
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.zeros(2, 16, 16)
+    picture[:, 4:12, 4:12] = torch.rand(2, 8, 8, generator=generator)
+    assert torch.allclose(unlike(picture, 0.3 * picture, 0), torch.zeros(2), atol=1e-6)
+    moved = picture.roll((2, -1), dims=(1, 2))
+    assert torch.allclose(unlike(moved, picture, 2), torch.zeros(2), atol=1e-6)
+    assert (unlike(moved, picture, 1) > 0.1).all()           # not that far
+    cosine = torch.cosine_similarity(picture[:1].flatten(1), picture[1:].flatten(1))
+    assert torch.allclose(unlike(picture[:1], picture[1:], 0), 1 - cosine, atol=1e-6)
+    assert torch.allclose(unlike(picture[:1], 0 * picture[:1], 1), torch.zeros(1))
+
+
+def test_a_blank_picture_has_no_gradient_that_is_no_number():
+    one = torch.zeros(2, 8, 8)
+    one[0, 3:5, 3:5] = 1
+    one.requires_grad_()
+    other = one.detach().roll(1, dims=0).clone().requires_grad_()
+    unlike(one, other, 1).sum().backward()
+    assert one.grad.isfinite().all() and other.grad.isfinite().all()
