@@ -40,23 +40,25 @@ SEED = 40_000                                # of the noise: no video of the rep
 
 
 def look(judge, tracker, keys, pair, fps):
-    """One clip's key frames (c, f, h, w) in [0, 1] -> six numbers: whether the judge finds the `pair`, in
+    """One clip's key frames (c, f, h, w) in [0, 1] -> seven numbers: whether the judge finds the `pair`, in
     which share of single frames, whether that pair changes, whether a digit does before one's eyes, whether
-    there is a third, and the error of their speed as a share of what it should be. NaN: cannot be told.
+    there is a third, how much the handwriting changes, and the error of their speed as a share of what it
+    should be. NaN: cannot be told.
     """
     seen = score(judge, keys[None], torch.tensor([pair]))
     centres = track(tracker, keys[None])
     switched, told = motion.identity_switches(seen["log_probabilities"], centres)
     changed, seen_twice = identity.look(judge, keys[None], centres)
-    errors = (motion.clip_speeds(centres, fps) - SPEED).abs() / SPEED                # of one clip, or of none
+    written = identity.handwriting(keys[None], centres)                              # of one clip, or of none
+    errors = (motion.clip_speeds(centres, fps) - SPEED).abs() / SPEED
     return [seen["clip"], seen["frame"], switched if told else math.nan,
             changed if seen_twice else math.nan, identity.third_digit_share(keys[None])[0],
-            errors.item() if len(errors) else math.nan]
+            written.item() if len(written) else math.nan, errors.item() if len(errors) else math.nan]
 
 
 @torch.no_grad()
 def draw(pipe, judge, tracker, videos, candidates):
-    """What becomes of every candidate: (close (n, k, steps), against, seen (n, k, 6)).
+    """What becomes of every candidate: (close (n, k, steps), against, seen (n, k, 7)).
 
     close: C's closeness of x_0 to the embedding in each step. against: what counts against the finished
     clips, name -> (n, k) (`costs`). seen: what `look` says of them.
@@ -130,8 +132,8 @@ def main():
     write(f"Key frames for {args.videos} prompts, {args.candidates} candidates each, {settings.sampler} with "
           f"{settings.steps} steps, `{command_line()}`: {machine(pipe.device, pipe.precision)}. A guided "
           "evaluation counts twice. Switches: clips in which the pair changes; in sight: in which a digit "
-          "becomes another while the two are apart; third: with a third digit in some frame; speed error: "
-          "the mean over clips.\n\n"
+          "becomes another while the two are apart; third: with a third digit in some frame; handwriting: "
+          "how much it changes; it and speed error are means over clips.\n\n"
           + choices(settings, close, against, seen)
           + "\n\nWho can tell clips in which that happens from others? The share of pairs of both in which "
           "the wrong one is less close, or costs more (chance: 0.5).\n\n"
@@ -155,7 +157,7 @@ def choices(settings, close, against, seen):
                          *(f"{chosen(scores, values, count):.1%}" for values in seen.unbind(dim=-1)),
                          evaluations(settings, count, after)])
     return table(["candidates", "chosen by", "after step", "clips right", "frames right", "switches",
-                  "in sight", "third", "speed error", "evaluations"], rows)
+                  "in sight", "third", "handwriting", "speed error", "evaluations"], rows)
 
 
 def tellers(close, against, seen):

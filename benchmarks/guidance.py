@@ -92,9 +92,11 @@ class Scores:
         centres = track(self.tracker, frames)
         m = motion.summary(centres, self.pipe.data.fps, seen["log_probabilities"],
                            changed_in_sight=identity.look(self.judge, frames, centres))
+        changed = identity.handwriting(frames, centres)
         distance, (low, high) = kernel_distance(self.reference, embed_clips(self.features, frames))
         return [f"{seen['clip']:.0%}", f"{seen['frame']:.0%}", f"{m['identity_switches']:.0%}",
-                f"{m['changed_in_sight']:.0%}", f"{m['speed_error']:.0%}", f"{m['straightness']:.2f}",
+                f"{m['changed_in_sight']:.0%}", f"{identity.third_digit_share(frames)[0]:.0%}",
+                f"{changed.mean():.3f}", f"{m['speed_error']:.0%}", f"{m['straightness']:.2f}",
                 f"{m['reflection_error']:.1f}", f"{distance:.2f} ({low:.2f} … {high:.2f})"]
 
 
@@ -117,7 +119,7 @@ def main():
                      f"{seconds:.2f}"])
     rows.append(["(real clips)", "", "", *scores.measure(scores.real, scores.real_pairs), ""])
     header = ["away from", "scale", "until t", "clips right", "frames right", "identity switches",
-              "changed in sight", "speed error", "bend, steps", "error after a wall, px", "MM-KVD",
+              "changed in sight", "third digit", "handwriting", "speed error", "bend, steps", "error after a wall, px", "MM-KVD",
               "s a clip"]
     write(f"Key frames drawn once for each of {args.videos} prompts, {config.sample.sampler} with "
           f"{config.sample.steps} steps, `{command_line()}`: "

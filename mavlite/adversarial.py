@@ -4,9 +4,9 @@ A teacher passes on its own faults, and D^t's are of motion: it knows the single
 digits into three where it does not know which way they went. A critic sees whole clips, and knows such
 faults when it sees them (critic.py). So the student walks from noise to a clip, all its steps, with gradients
 through the whole walk (as DRaFT does for a reward: Clark et al. 2023, arXiv 2309.17400), and learns from what
-a critic says of each frame, as few-step image generators do (Sauer et al. 2023, arXiv 2311.17042); and from
-what C recognises in it, or prompts would be forgotten. D has the same lesson, its frames being clips of one.
-Nothing of this is in the paper.
+a critic says of each frame, as few-step image generators do (Sauer et al. 2023, arXiv 2311.17042); from what
+C recognises in it, or prompts would be forgotten; and from how differently a digit is written in two frames.
+D has the same lesson, its frames being clips of one. Nothing of this is in the paper.
 """
 
 import math

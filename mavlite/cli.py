@@ -134,8 +134,8 @@ def _sampling_arguments(p):
                         "the video's own); the video has five times as many frames a second, but up to 16 of "
                         "interpolate are the key frames")
     p.add_argument("--steps", type=int,
-                   help="denoising steps of every stage (default: each stage's own; the shipped D^t is made "
-                        "for four)")
+                   help="denoising steps of every stage (default: each stage's own; the shipped D and D^t "
+                        "are made for four)")
     p.add_argument("--guidance-scale", type=float,
                    help="how far from what is made without the embedding; D^t: from what D makes without it "
                         "(default: each stage's own; students, as the shipped D^t is one, need none)")

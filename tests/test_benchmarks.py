@@ -181,11 +181,11 @@ def test_what_a_critic_finds_is_counted(smoke_weights, monkeypatch, tmp_path):
 def test_candidates_are_those_of_the_pipeline(smoke_weights, monkeypatch, tmp_path):
     pipe = MakeAVideo.from_pretrained(smoke_weights)
     monkeypatch.setattr(candidates, "look", lambda judge, tracker, keys, pair, fps: [
-        keys.mean().item(), keys.max().item(), math.nan, math.nan, 0.0, fps])
+        keys.mean().item(), keys.max().item(), math.nan, math.nan, 0.0, math.nan, fps])
     close, against, seen = candidates.draw(pipe, None, None, 2, 3)
     assert close.shape == (2, 3, pipe.configs["decoder_t"].sample.steps)
     assert all(cost.shape == (2, 3) for cost in against.values()) and against["fault"].std() > 0
-    assert seen.shape == (2, 3, 6) and (seen[..., 5] == pipe.data.fps).all()
+    assert seen.shape == (2, 3, 7) and (seen[..., 6] == pipe.data.fps).all()
     mean = seen[..., 0]
     prompts = [make_prompt(*pair, True, False) for pair in PAIRS[:2]]
     keys = pipe(prompts, seed=candidates.SEED, candidates=3).stages["decoder_t"]
