@@ -57,7 +57,10 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + handwriting changes of made.
+        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + handwriting changes + ink (i - 1)^2.
+
+        changes: how differently digits are written (likeness.py). i: ink of made, as a share of the real one's;
+        bold strokes have more in common with each other than fine ones, and would be a way out.
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition; D's frames (b, c, h,
         w) are clips of one. hidden (b, 1, f, 1, 1): 0 where a frame is known, and is the truth in every step
@@ -97,6 +100,9 @@ class Contest:
         loss = word + own.reward * unlike
         if own.handwriting:
             loss = loss + own.handwriting * handwriting(made, log_fps.exp()).mean()
+        if own.ink:
+            of_made, of_real = ((clips + 1).flatten(1).mean(dim=1) for clips in (made, x_0))         # b
+            loss = loss + own.ink * (of_made / of_real - 1).square().mean()
         return loss
 
     def step(self):
