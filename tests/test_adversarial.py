@@ -189,6 +189,21 @@ def test_handwriting_counts_as_much_as_it_says(student, monkeypatch):
     assert losses[1] - losses[0] == pytest.approx(2 * 0.25 * rates[0].mean().item(), rel=1e-4)
 
 
+def test_ink_is_held_to_the_real_clip_s(student, monkeypatch):
+    def grey(diffusion, denoise, noise, steps, count):       # all over, whatever the network says
+        return 0 * denoise(noise, noise.new_ones(len(noise))) - 0.5, None
+    monkeypatch.setattr("mavlite.adversarial.own_walk", grey)
+    losses, real = [], []
+    for weight in (0.0, 3.0):
+        it = student("train.steps=1", f"adversarial.ink={weight}", run=f"run-{weight:g}")
+        as_it_is = it.contest.loss
+        monkeypatch.setattr(it.contest, "loss", lambda network, x_0, *rest: (
+            real.append(x_0), as_it_is(network, x_0, *rest))[1])
+        losses += [report["loss"] for report in it.steps()]
+    shares = 0.5 / (real[0] + 1).flatten(1).mean(dim=1)
+    assert losses[1] - losses[0] == pytest.approx(3 * (shares - 1).square().mean().item(), rel=1e-4)
+
+
 def test_a_resumed_contest_ends_like_an_uninterrupted_one(student):
     whole = student("train.steps=4", run="whole")
     list(whole.steps())
