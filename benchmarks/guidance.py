@@ -119,7 +119,8 @@ def main():
                      f"{seconds:.2f}"])
     rows.append(["(real clips)", "", "", *scores.measure(scores.real, scores.real_pairs), ""])
     header = ["away from", "scale", "until t", "clips right", "frames right", "identity switches",
-              "changed in sight", "third digit", "handwriting", "speed error", "bend, steps", "error after a wall, px", "MM-KVD",
+              "changed in sight", "third digit", "handwriting", "speed error",
+              "bend, steps", "error after a wall, px", "MM-KVD",
               "s a clip"]
     write(f"Key frames drawn once for each of {args.videos} prompts, {config.sample.sampler} with "
           f"{config.sample.steps} steps, `{command_line()}`: "

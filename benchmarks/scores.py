@@ -100,7 +100,8 @@ def insert(text, report, undistilled, full):
     others = {key: row for key, row in others.items() if same and key in rows
               and (row["section"] == "motion" or row["n"] == rows[key]["n"])}
     header = ["part", "score", "value", "95 % interval", "undistilled", "ceiling", "floor", "n", "unit",
-              f"of {full['sizes']['videos']} videos" + (f", before a new {since}" if since else ""), "n", "aim"]
+              f"of {full['sizes']['videos']} videos" + (f", before a new {since}" if since else ""),
+              "n", "aim"]
     shown = table(header, [row_of(rows[key], aim, others.get(key), larger.get(key),
                                   rows[key] if since else larger.get(key, rows[key]))
                            for key, aim in SHOWN.items() if key in rows])

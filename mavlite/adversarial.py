@@ -57,9 +57,11 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + handwriting changes + ink (i - 1)^2.
+        """The generator's loss, from the critic's word, C's, and two of plain pictures:
 
-        changes: how differently digits are written (likeness.py). i: ink of made, as a share of the real one's;
+            generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + handwriting u + ink (i - 1)^2
+
+        u: how differently digits are written (likeness.py). i: ink of made, as a share of the real one's;
         bold strokes have more in common with each other than fine ones, and would be a way out.
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition; D's frames (b, c, h,

@@ -25,7 +25,7 @@ from mavlite.two_digits import (
 
 MOST = 4.0                                   # of a margin: two cosines of 1 less two of -1
 SLOWEST = 2 * SPEED / APART                  # frames/s: below, digits 20 px apart may have changed places
-NEAR = 2                                     # px of 32: copies of one digit, cut out, lie that near each other
+NEAR = 2                                     # px of 32: so near lie copies of one digit that was cut out
 USUAL = 0.1                                  # distance of two frames: of 19 real clips in 20 below 0.11
 
 

@@ -31,7 +31,8 @@ class AdversarialConfig:
     critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
-        within("adversarial", self, reward=(0, 1000), handwriting=(0, 1000), ink=(0, 1000), critic_lr=(1e-9, 1))
+        within("adversarial", self, reward=(0, 1000), handwriting=(0, 1000), ink=(0, 1000),
+               critic_lr=(1e-9, 1))
         if self.critic is not None:
             stays_inside("adversarial.critic", self.critic)
 

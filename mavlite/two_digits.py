@@ -130,8 +130,8 @@ def unlike(one, other, reach):
 
         1 - max over shifts d of  sum_p a(p + d) b(p) / (|a, seen through b's window| |b|)
 
-    one, other (n, h, w), 0 or more; d: up to `reach` pixels either way along both axes. -> (n,) in [0, 1]: 0 for
-    the same picture, brighter or elsewhere as well, and for nothing but zeros.
+    one, other (n, h, w), 0 or more; d: up to `reach` pixels either way along both axes. -> (n,) in [0, 1]: 0
+    for the same picture, brighter or elsewhere as well, and for nothing but zeros.
     """
     padded, window = F.pad(one[None], 4 * [reach]), other[:, None]                   # 1 n h+ w+, n 1 h w
     both = F.conv2d(padded, window, groups=len(one))[0].flatten(1)                   # n d

@@ -179,7 +179,8 @@ def test_a_student_comes_closer_to_what_was_asked_for(student):
 
 
 def test_handwriting_counts_as_much_as_it_says(student, monkeypatch):
-    monkeypatch.setattr("mavlite.adversarial.handwriting", lambda clips, fps: 0.25 * fps * clips.isfinite().all())
+    monkeypatch.setattr("mavlite.adversarial.handwriting",
+                        lambda clips, fps: 0.25 * fps * clips.isfinite().all())
     losses, rates = [], []
     for weight in (0.0, 2.0):
         it = student("train.steps=1", f"adversarial.handwriting={weight}", run=f"run-{weight:g}")

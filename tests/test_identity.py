@@ -114,17 +114,19 @@ def strokes(shapes, at=((16, 16), (48, 48))):
 def test_handwriting_in_closed_form():
     """A bar of 16 x 2 pixels has 4 in common with the one across, and all 32 with a cross of 60."""
     across, with_cross = 1 - 4 / 32, 1 - 32 / (32 * 60) ** 0.5
-    for shapes, wanted in ((["-|", "-|", "-|"], 0.0), (["-|", "||"], across / 2), (["-|", "+|"], with_cross / 2),
-                           (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one of two digits
+    for shapes, wanted in ((["-|", "-|", "-|"], 0.0), (["-|", "||"], across / 2),
+                           (["-|", "+|"], with_cross / 2),
+                           (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one digit
         assert handwriting(*strokes(shapes)).tolist() == pytest.approx([wanted], abs=1e-4)
     frames, centres = strokes(["-|", "||"])
-    assert handwriting(0.5 * frames, centres).tolist() == pytest.approx([across / 2], abs=1e-4)      # however bright
+    dim = handwriting(0.5 * frames, centres)
+    assert dim.tolist() == pytest.approx([across / 2], abs=1e-4)
 
 
 def test_who_cannot_tell_of_handwriting_does_not_count():
     frames, centres = strokes(["-|", "-|", "||"])
     near = centres.clone()
-    near[:, 1, 1] = near[:, 1, 0] + 10                       # they meet between: who came out where is not asked
+    near[:, 1, 1] = near[:, 1, 0] + 10                       # they meet between: nobody is asked
     assert handwriting(frames, near).shape == (0,)
     both = handwriting(torch.cat([frames, frames]), torch.cat([near, centres]))
     assert both.tolist() == pytest.approx([(1 - 4 / 32) / 3], abs=1e-4)

@@ -69,7 +69,7 @@ def test_nobody_is_compared_across_a_meeting():
 
 
 def bars(*shapes):
-    """A clip (1, 1, f, 32, 32) in [-1, 1] of two bars of 12 x 2 pixels, across "-" or upright "|", or a cross."""
+    """A clip (1, 1, f, 32, 32) in [-1, 1] of two bars of 12 x 2 pixels, "-" or "|", or crosses "+"."""
     frames = torch.zeros(1, 1, len(shapes), 32, 32)
     for i, pair in enumerate(shapes):
         for shape, at in zip(pair, (8, 24)):
@@ -83,8 +83,9 @@ def bars(*shapes):
 def test_handwriting_in_closed_form():
     """Bars of 24 pixels have 4 in common where they cross; a cross has 44."""
     across, with_cross = 1 - 4 / 24, 1 - 24 / (24 * 44) ** 0.5
-    for shapes, wanted in ((["-|", "-|", "-|"], 0), (["-|", "||"], across / 2), (["-|", "+|"], with_cross / 2),
-                           (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one of two digits
+    for shapes, wanted in ((["-|", "-|", "-|"], 0), (["-|", "||"], across / 2),
+                           (["-|", "+|"], with_cross / 2),
+                           (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one digit
         assert handwriting(bars(*shapes), SIX).item() == pytest.approx(wanted, abs=1e-3)
     changed = bars("-|", "||").expand(2, 3, -1, -1, -1)      # coloured, and one of them too slow to tell
     found = handwriting(changed, torch.tensor([SLOWEST, SLOWEST - 0.1]))
@@ -103,7 +104,8 @@ def test_handwriting_of_real_clips_hardly_changes_and_its_gradient_makes_others_
     clips = clips.clamp(-0.999, 0.999).requires_grad_()
     before = handwriting(clips, torch.full((48,), 6.0)).mean()
     slope, = torch.autograd.grad(before, clips)
-    assert slope.isfinite().all() and slope[found == 0].abs().max() == 0             # who cannot tell learns nothing
+    assert slope.isfinite().all()
+    assert slope[found == 0].abs().max() == 0                # who cannot tell learns nothing
     after = handwriting((clips - 0.05 * slope / slope.abs().max()).detach(), torch.full((48,), 6.0)).mean()
     assert before > 2 * found.mean() and after < before
 
