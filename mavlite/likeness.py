@@ -15,6 +15,7 @@ from mavlite.device import full_precision
 from mavlite.moving_mnist import SPEED
 from mavlite.two_digits import (
     APART,
+    between_meetings,
     cut_out,
     exchanged_names,
     separated,
@@ -63,9 +64,8 @@ def margins(clip, clips, fps):
 
 def _told(apart, fps):
     """The pairs of frames between which the digits never meet, and it is sure who is who: bool (b, f, f)."""
-    span = (~apart).long().cumsum(dim=1)                     # a new one whenever they meet
-    told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])  # b f f
-    return told & (fps >= SLOWEST)[:, None, None] & ~torch.eye(apart.shape[1], device=apart.device).bool()
+    others = ~torch.eye(apart.shape[1], device=apart.device).bool()
+    return between_meetings(apart) & (fps >= SLOWEST)[:, None, None] & others
 
 
 def handwriting(clips, fps):

@@ -87,6 +87,12 @@ def separated(centres):
     return (centres[:, :, 0] - centres[:, :, 1]).abs().amax(dim=-1) >= APART
 
 
+def between_meetings(apart):
+    """Pairs of frames in which the digits are apart, as in all frames between: bool (b, f) -> (b, f, f)."""
+    span = (~apart).long().cumsum(dim=1)                     # a new one whenever they meet
+    return apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])
+
+
 def exchanged_names(centres):
     """Whether a frame's two centres must change places to go on from the first frame's: bool (b, f).
 

@@ -11,7 +11,7 @@ import torch
 
 from mavlite.evaluation.judge import JUDGE_SIZE, judge_clips, resize
 from mavlite.prompts import PAIRS
-from mavlite.two_digits import cut_out, in_order, separated, third_digit, unlike
+from mavlite.two_digits import between_meetings, cut_out, in_order, separated, third_digit, unlike
 
 SURE = 0.9                                   # probability of a judge that has no doubts
 CLIPS = 64                                   # looked at together: thousands at once would need 20 GB
@@ -78,10 +78,8 @@ def handwriting(frames, centres):
     for part, own in zip(frames.split(CLIPS), in_order(centres).split(CLIPS)):
         half = JUDGE_SIZE // 2                               # one of the two copies that `alone` shows
         looks = alone(part.float().cpu(), own)[..., :half, :half]                    # CLIPS f 2 32 32
-        apart = separated(own)
-        span = (~apart).cumsum(dim=1)                        # a new one whenever they meet
-        told = apart[:, :, None] & apart[:, None] & (span[:, :, None] == span[:, None])
-        k, s, t = told.triu(diagonal=1).nonzero(as_tuple=True)                       # n each, k in order
+        told = between_meetings(separated(own)).triu(diagonal=1)                     # CLIPS f f
+        k, s, t = told.nonzero(as_tuple=True)                # n each, k in order
         if len(k):
             pairs = zip(*(looks[k, frame].flatten(0, 1).split(512) for frame in (s, t)))
             changed = torch.cat([unlike(one, other, REACH) for one, other in pairs]).view(-1, 2)         # n 2
