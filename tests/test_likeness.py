@@ -87,11 +87,15 @@ def test_handwriting_in_closed_form():
                            (["-|", "+|"], with_cross / 2),
                            (["--", "--", "|-"], across / 3)):    # two of three pairs of frames, one digit
         assert handwriting(bars(*shapes), SIX).item() == pytest.approx(wanted, abs=1e-3)
-    changed = bars("-|", "||").expand(2, 3, -1, -1, -1)      # coloured, and one of them too slow to tell
-    found = handwriting(changed, torch.tensor([SLOWEST, SLOWEST - 0.1]))
-    assert found.tolist() == pytest.approx([across / 2, 0], abs=1e-3)
-    meeting = torch.cat([bars("-|"), clip_of([1], [1], at=((24, 24), (40, 40))), bars("||")], dim=2)
-    assert handwriting(meeting, SIX).item() == 0             # across a meeting nobody is compared
+    for names, wanted in (("||", across / 2), ("|-", 0), ("-|", 0)):
+        changed = bars("-|", names)
+        found = handwriting(changed.expand(2, 3, -1, -1, -1), torch.tensor([SLOWEST, SLOWEST - 0.1]))
+        in_sight = across if names == "|-" else wanted       # slower, who is who is not known; both coloured
+        assert found.tolist() == pytest.approx([in_sight, wanted], abs=1e-3)
+        met = clip_of([1], [1], at=((24, 24), (40, 40)))     # nor is it when they have met
+        meeting = torch.cat([changed[:, :, :1], met, changed[:, :, 1:]], dim=2)
+        assert handwriting(meeting, SIX).item() == pytest.approx(wanted, abs=1e-3)
+    assert handwriting(torch.cat([bars("-|"), met, met], dim=2), SIX).item() == 0    # nobody to compare with
 
 
 def test_handwriting_of_real_clips_hardly_changes_and_its_gradient_makes_others_alike():
@@ -102,10 +106,12 @@ def test_handwriting_of_real_clips_hardly_changes_and_its_gradient_makes_others_
     generator = torch.Generator().manual_seed(0)
     clips = real + 0.6 * (real > 0) * torch.randn(real.shape, generator=generator)
     clips = clips.clamp(-0.999, 0.999).requires_grad_()
-    before = handwriting(clips, torch.full((48,), 6.0)).mean()
+    noisy = handwriting(clips, torch.full((48,), 6.0))
+    before = noisy.mean()
     slope, = torch.autograd.grad(before, clips)
     assert slope.isfinite().all()
-    assert slope[found == 0].abs().max() == 0                # who cannot tell learns nothing
+    alone = noisy == 0                                       # never apart in two frames
+    assert alone.any() and slope[alone].abs().max() == 0     # who cannot tell learns nothing
     after = handwriting((clips - 0.05 * slope / slope.abs().max()).detach(), torch.full((48,), 6.0)).mean()
     assert before > 2 * found.mean() and after < before
 
