@@ -204,6 +204,23 @@ def run_interpolation(network, config, noise, keys, image_embeds, fps, skip, *, 
     return video
 
 
+def even_times(num_frames, num_keys, most):
+    """num_frames out of key frames and those between: (skip, which frames), as even in time as can be.
+
+    Of (num_keys - 1) skip + 1 frames some are nearest to even times, off by a share of the whole; `skip`, up
+    to `most`, is the one at which they are off least, and the smallest of such. No more than the keys: all.
+    """
+    if num_frames <= num_keys:
+        return 1, torch.arange(num_frames)
+    gaps, steps = num_frames - 1, num_keys - 1
+
+    def off(skip):
+        rests = [i * steps * skip % gaps for i in range(num_frames)]
+        return max(min(rest, gaps - rest) for rest in rests) / (steps * skip)
+    skip = min(range(-(-gaps // steps), most + 1), key=off)
+    return skip, torch.tensor([(2 * i * steps * skip + gaps) // (2 * gaps) for i in range(num_frames)])
+
+
 def run_super_resolution(network, config, noise, low, *, settings=None, shared_noise=False):
     """SR_l, SR_l^t, SR_h: frames (b c h w) or clips (b c f h w) -> the same at the stage's size.
 

@@ -230,8 +230,8 @@ class MakeAVideo:
     def interpolate(self, first, last, *, num_frames=16, prompt=None, **options):
         """The frames between two pictures (see `animate`), which come back exactly at both ends.
 
-        Up to 16 frames are one window of upF at rate `fps`; more are key frames, filled in at a higher one.
-        prompt: as in `animate`.
+        Up to 16 frames are made at rate `fps`, amid a window of 16, as upF was taught; more are 16 key frames
+        and frames between, of which those are kept that lie nearest to even times. prompt: as in `animate`.
         """
         first, last = (given_pictures(name, picture, self.data)
                        for name, picture in (("first", first), ("last", last)))
@@ -242,21 +242,20 @@ class MakeAVideo:
         if not 3 <= num_frames <= most:
             raise MavliteError(f"num_frames: {num_frames} is not within 3 ... {most}, both given ones "
                                "included")
-        skip = max(1, -(-(num_frames - 1) // (length - 1)))
+        skip, chosen = cascade.even_times(num_frames, length, self.data.max_frame_skip)
         low = self._small(torch.stack([first, last], dim=2))
-        run, window = Session(self, len(first), **options), min(num_frames, length)
+        run, start = Session(self, len(first), **options), max(0, length - num_frames) // 2
+        ends = [start, start + min(num_frames, length) - 1]
         with run:
             y_e = self._embed(run, low, prompt=prompt)
-            frames = torch.zeros(*low.shape[:2], window, *low.shape[3:], device=self.device)
-            frames[:, :, [0, -1]] = low
-            known = torch.zeros(window, dtype=torch.bool, device=self.device)
-            known[[0, -1]] = True
+            frames = torch.zeros(*low.shape[:2], length, *low.shape[3:], device=self.device)
+            known = torch.zeros(length, dtype=torch.bool, device=self.device)
+            frames[:, :, ends], known[ends] = low, True
             with run.clock("interpolation"):
                 filled = cascade.fill_frames(*run.stage("interpolation", "keys"), frames[:, None], known, y_e,
                                              run.fps, 1, settings=run.settings["interpolation"])
-            frames = self._finish(run, filled[:, 0], y_e, skip)
+            frames = self._finish(run, filled[:, 0, :, ends[0]:ends[1] + 1], y_e, skip)
         frames[:, :, 0], frames[:, :, -1] = (image.to(frames) * 2 - 1 for image in (first, last))
-        chosen = torch.linspace(0, frames.shape[2] - 1, num_frames).round().long()
         return run.video(frames[:, :, chosen], run.fps * skip * (num_frames - 1) / (frames.shape[2] - 1))
 
     @torch.no_grad()

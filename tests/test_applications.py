@@ -102,6 +102,19 @@ def test_both_ends_come_back(pipe, num_frames):
     assert (num_frames - 1) / made.fps == pytest.approx(seconds)
 
 
+def test_upf_is_given_two_frames_of_a_whole_window_as_it_was_taught(pipe, monkeypatch):
+    seen, fill = [], cascade.fill_frames
+
+    def spy(network, config, noise, frames, known, *rest, **options):
+        seen.append(known.nonzero()[:, 0].tolist() + [frames.shape[3]])
+        return fill(network, config, noise, frames, known, *rest, **options)
+    monkeypatch.setattr(cascade, "fill_frames", spy)
+    for num_frames, wanted in ((3, [2, 4, 8]), (7, [0, 6, 8]), (8, [0, 7, 8]), (15, [0, 7, 8])):
+        pipe.interpolate(pictures(), pictures(), num_frames=num_frames)
+        assert seen[0] == wanted
+        seen.clear()
+
+
 def test_the_clearest_of_the_given_frames_is_embedded(pipe):
     """Frames hold more black than light, so in [-1, 1] the brightest has the largest of negative sums."""
     dark, bright = torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 32, 32)

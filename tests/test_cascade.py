@@ -9,6 +9,7 @@ import torch
 from mavlite.candidates import EXCHANGE, FAULT, best_candidates, closeness, closest_candidates, merit
 from mavlite.cascade import (
     Noise,
+    even_times,
     extend_keys,
     fill_frames,
     run_decoder,
@@ -391,3 +392,16 @@ def test_the_input_is_not_written_to(super_resolution):
     before = clip.clone()
     enlarge(super_resolution, clip)
     assert torch.equal(clip, before)
+
+
+def test_frames_are_taken_at_even_times():
+    """Where a skip makes that possible; where none does, at most half a frame of the finest from it."""
+    for num_frames, skip in ((3, 1), (16, 1), (31, 2), (46, 3), (26, 5), (76, 5), (91, 6)):
+        found, chosen = even_times(num_frames, 16, 6)
+        assert found == skip
+        assert chosen.tolist() == list(range(0, chosen[-1] + 1, chosen[1]))
+    for num_frames in (17, 18, 20, 40, 60, 90):
+        skip, chosen = even_times(num_frames, 16, 6)
+        even = torch.linspace(0, 15 * skip, num_frames)
+        assert (chosen[0], chosen[-1], len(chosen)) == (0, 15 * skip, num_frames)
+        assert (chosen - even).abs().max() <= 0.5 and skip == 6
