@@ -83,16 +83,12 @@ def handwriting(clips, fps):
         cut = cut_out(grey, centres.flatten(0, 1))[..., :h // 2, :w // 2]            # (b f) 2 h/2 w/2
         cut = cut.unflatten(0, centres.shape[:2])                                    # b f 2 h/2 w/2
         cut = torch.where(exchanged_names(centres)[..., None, None, None], cut.flip(2), cut)
-        pairs = (apart[:, :, None] & apart[:, None]).triu(1)
-        k, s, t = pairs.nonzero(as_tuple=True)                                       # n each
-        if not len(k):
-            return grey.new_zeros(len(clips))
-        one, other = cut[k, s], cut[k, t]                                            # n 2 h/2 w/2
-        same, turned = (unlike(one.flatten(0, 1), x.flatten(0, 1), NEAR).view(-1, 2).mean(dim=1)
-                        for x in (other, other.flip(1)))                             # n
-        changed = torch.where(_told(apart, fps)[k, s, t], same, torch.minimum(same, turned))
-        count = pairs.flatten(1).sum(dim=1)
-        return grey.new_zeros(len(clips)).index_add(0, k, changed) / count.clamp(min=1)
+        first, second = cut.unbind(dim=2)                                            # b f h/2 w/2 each
+        u = [[unlike(one, other, NEAR) for other in (first, second)] for one in (first, second)]     # b f f each
+        same, turned = (u[0][0] + u[1][1]) / 2, (u[0][1] + u[1][0]) / 2
+        changed = torch.where(_told(apart, fps), same, torch.minimum(same, turned))
+        pairs = (apart[:, :, None] & apart[:, None]).triu(1)                         # b f f
+        return (changed * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
 
 def third_digits(clips):

@@ -131,16 +131,18 @@ def cut_out(grey, centres):
     return torch.maximum(*copies).view(n, 2, h, w)
 
 
-def unlike(one, other, reach):
-    """How differently digits are written: 1 - the normalised cross-correlation of two pictures.
+def unlike(ones, others, reach):
+    """How differently digits are written: 1 - the normalised cross-correlation of two pictures, of all pairs.
 
         1 - max over shifts d of  sum_p a(p + d) b(p) / (|a, seen through b's window| |b|)
 
-    one, other (n, h, w), 0 or more; d: up to `reach` pixels either way along both axes. -> (n,) in [0, 1]: 0
-    for the same picture, brighter or elsewhere as well, and for nothing but zeros.
+    ones (b, s, h, w), others (b, t, h, w), 0 or more; d: up to `reach` pixels either way along both axes. ->
+    (b, s, t) in [0, 1]: 0 for the same picture, brighter or elsewhere as well, and for nothing but zeros.
     """
-    padded, window = F.pad(one[None], 4 * [reach]), other[:, None]                   # 1 n h+ w+, n 1 h w
-    both = F.conv2d(padded, window, groups=len(one))[0].flatten(1)                   # n d
-    own = F.conv2d(padded.square(), torch.ones_like(window), groups=len(one))[0].flatten(1)
-    size = own.clamp(min=1e-12).sqrt() * other.flatten(1).norm(dim=1, keepdim=True)      # n d
-    return 1 - torch.where(size > 1e-6, both / size.clamp(min=1e-6), 1.0).amax(dim=1)
+    b, s, h, w = ones.shape
+    windows = F.unfold(ones.flatten(0, 1)[:, None], (h, w), padding=reach)           # (b s) hw d
+    windows, others = windows.view(b, s, h * w, -1), others.flatten(2)               # b s hw d, b t hw
+    both = torch.einsum("b s p d, b t p -> b s t d", windows, others)
+    own = windows.square().sum(dim=2).clamp(min=1e-12).sqrt()                        # b s d
+    size = own[:, :, None] * others.norm(dim=2)[:, None, :, None]                    # b s t d
+    return 1 - torch.where(size > 1e-6, both / size.clamp(min=1e-6), 1.0).amax(dim=3)

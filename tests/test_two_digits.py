@@ -107,21 +107,23 @@ def test_real_frames_seldom_have_a_third_digit_and_frames_of_four_often():
 
 def test_the_same_picture_brighter_or_elsewhere_is_not_unlike():
     generator = torch.Generator().manual_seed(0)
-    picture = torch.zeros(2, 16, 16)
-    picture[:, 4:12, 4:12] = torch.rand(2, 8, 8, generator=generator)
-    assert torch.allclose(unlike(picture, 0.3 * picture, 0), torch.zeros(2), atol=1e-6)
-    moved = picture.roll((2, -1), dims=(1, 2))
-    assert torch.allclose(unlike(moved, picture, 2), torch.zeros(2), atol=1e-6)
-    assert (unlike(moved, picture, 1) > 0.1).all()           # not that far
-    cosine = torch.cosine_similarity(picture[:1].flatten(1), picture[1:].flatten(1))
-    assert torch.allclose(unlike(picture[:1], picture[1:], 0), 1 - cosine, atol=1e-6)
-    assert torch.allclose(unlike(picture[:1], 0 * picture[:1], 1), torch.zeros(1))
+    picture = torch.zeros(3, 2, 16, 16)                      # each of two with each, in three clips
+    picture[..., 4:12, 4:12] = torch.rand(3, 2, 8, 8, generator=generator)
+    flat = picture.flatten(2)
+    cosine = torch.cosine_similarity(flat[:, :, None], flat[:, None], dim=-1)        # 3 2 2
+    assert torch.allclose(unlike(picture, 0.3 * picture, 0), 1 - cosine, atol=1e-6)
+    moved = picture.roll((2, -1), dims=(2, 3))
+    found = unlike(moved, picture, 2)
+    assert torch.allclose(found.diagonal(dim1=1, dim2=2), torch.zeros(3, 2), atol=1e-6)
+    assert (found <= 1 - cosine + 1e-6).all() and found[:, 0, 1].min() > 0.1
+    assert (unlike(moved, picture, 1).diagonal(dim1=1, dim2=2) > 0.1).all()          # not that far
+    assert torch.allclose(unlike(picture[:, :1], 0 * picture, 1), torch.zeros(3, 1, 2))
 
 
 def test_a_blank_picture_has_no_gradient_that_is_no_number():
-    one = torch.zeros(2, 8, 8)
-    one[0, 3:5, 3:5] = 1
+    one = torch.zeros(1, 2, 8, 8)
+    one[:, 0, 3:5, 3:5] = 1
     one.requires_grad_()
-    other = one.detach().roll(1, dims=0).clone().requires_grad_()
+    other = one.detach().clone().requires_grad_()
     unlike(one, other, 1).sum().backward()
     assert one.grad.isfinite().all() and other.grad.isfinite().all()

@@ -79,9 +79,9 @@ def handwriting(frames, centres):
         half = JUDGE_SIZE // 2                               # one of the two copies that `alone` shows
         looks = alone(part.float().cpu(), own)[..., :half, :half]                    # CLIPS f 2 32 32
         told = between_meetings(separated(own)).triu(diagonal=1)                     # CLIPS f f
-        k, s, t = told.nonzero(as_tuple=True)                # n each, k in order
-        if len(k):
-            pairs = zip(*(looks[k, frame].flatten(0, 1).split(512) for frame in (s, t)))
-            changed = torch.cat([unlike(one, other, REACH) for one, other in pairs]).view(-1, 2)         # n 2
-            found += [values.mean() for values in changed.split(k.unique(return_counts=True)[1].tolist())]
-    return torch.stack(found) if found else torch.empty(0)
+        digits = looks.transpose(1, 2).flatten(0, 1)         # (CLIPS 2) f 32 32
+        changed = torch.cat([unlike(few, few, REACH) for few in digits.split(16)])   # (CLIPS 2) f f
+        changed = changed.unflatten(0, (-1, 2)).mean(dim=1) * told                   # CLIPS f f
+        count = told.sum(dim=(1, 2))
+        found.append((changed.sum(dim=(1, 2)) / count)[count > 0])
+    return torch.cat(found)
