@@ -84,7 +84,7 @@ def handwriting(clips, fps):
         cut = cut.unflatten(0, centres.shape[:2])                                    # b f 2 h/2 w/2
         cut = torch.where(exchanged_names(centres)[..., None, None, None], cut.flip(2), cut)
         first, second = cut.unbind(dim=2)                                            # b f h/2 w/2 each
-        u = [[unlike(one, other, NEAR) for other in (first, second)] for one in (first, second)]     # b f f each
+        u = [[unlike(one, other, NEAR) for other in (first, second)] for one in (first, second)]     # b f f
         same, turned = (u[0][0] + u[1][1]) / 2, (u[0][1] + u[1][0]) / 2
         changed = torch.where(_told(apart, fps), same, torch.minimum(same, turned))
         pairs = (apart[:, :, None] & apart[:, None]).triu(1)                         # b f f
