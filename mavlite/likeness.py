@@ -78,17 +78,47 @@ def handwriting(clips, fps):
     to what is drawn, not to where it is. clips (b, c, f, h, w) in [-1, 1]; fps (b,).
     """
     with full_precision(clips.device):
-        grey, centres, apart = _found(clips)
-        centres, (h, w) = centres.detach(), grey.shape[1:]
-        cut = cut_out(grey, centres.flatten(0, 1))[..., :h // 2, :w // 2]            # (b f) 2 h/2 w/2
-        cut = cut.unflatten(0, centres.shape[:2])                                    # b f 2 h/2 w/2
-        cut = torch.where(exchanged_names(centres)[..., None, None, None], cut.flip(2), cut)
-        first, second = cut.unbind(dim=2)                                            # b f h/2 w/2 each
+        first, second, apart = _digits(clips)
         u = [[unlike(one, other, NEAR) for other in (first, second)] for one in (first, second)]     # b f f
         same, turned = (u[0][0] + u[1][1]) / 2, (u[0][1] + u[1][0]) / 2
         changed = torch.where(_told(apart, fps), same, torch.minimum(same, turned))
         pairs = (apart[:, :, None] & apart[:, None]).triu(1)                         # b f f
         return (changed * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
+
+
+def sameness(clips, real):
+    """How much more alike the two digits of a frame are than those of the real clip, (b,) in [0, 1].
+
+        mean over frames with the digits apart of  max(0, U - u),    u = unlike(digit 1, digit 2)
+
+    U: the mean u of the real clip's frames. A digit is written the same way in all frames most easily where
+    both are the same one; this is what keeps them two. 0 where they are never apart in one of the clips.
+    clips, real (b, c, f, h, w) in [-1, 1].
+    """
+    def between(clips):
+        first, second, apart = _digits(clips)                                        # b f h/2 w/2, b f
+        first, second = (digit.flatten(0, 1)[:, None] for digit in (first, second))  # (b f) 1 h/2 w/2
+        u = (unlike(first, second, NEAR) + unlike(second, first, NEAR)) / 2          # (b f) 1 1
+        return u.view_as(apart), apart, apart.sum(dim=1)
+    with full_precision(clips.device):
+        made, apart, count = between(clips)
+        with torch.no_grad():
+            true, seen, times = between(real)
+            wanted = (true * seen).sum(dim=1) / times.clamp(min=1)                   # b; 0 asks for nothing
+        return (F.relu(wanted[:, None] - made) * apart).sum(dim=1) / count.clamp(min=1)
+
+
+def _digits(clips):
+    """Both digits of each frame, cut out, and whether they are apart: (b, f, h/2, w/2) twice, bool (b, f).
+
+    The first of a frame goes on from the first of the one before. Gradients go to strokes, not to places.
+    """
+    grey, centres, apart = _found(clips)
+    centres, (h, w) = centres.detach(), grey.shape[1:]
+    cut = cut_out(grey, centres.flatten(0, 1))[..., :h // 2, :w // 2]                # (b f) 2 h/2 w/2
+    cut = cut.unflatten(0, centres.shape[:2])                                        # b f 2 h/2 w/2
+    cut = torch.where(exchanged_names(centres)[..., None, None, None], cut.flip(2), cut)
+    return *cut.unbind(dim=2), apart
 
 
 def third_digits(clips):

@@ -27,12 +27,13 @@ class AdversarialConfig:
     critic: str | None = None                # folder of weights folders: its critic knows rendered faults
     reward: float = 60.0                     # as in distill
     handwriting: float = 0.0                 # weight of how differently a digit is written (likeness.py)
+    sameness: float = 0.0                    # ... of how much more alike the two are than the real clip's
     ink: float = 0.0                         # weight of (ink / ink of the real clip - 1)^2
     critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
-        within("adversarial", self, reward=(0, 1000), handwriting=(0, 1000), ink=(0, 1000),
-               critic_lr=(1e-9, 1))
+        within("adversarial", self, reward=(0, 1000), handwriting=(0, 1000), sameness=(0, 1000),
+               ink=(0, 1000), critic_lr=(1e-9, 1))
         if self.critic is not None:
             stays_inside("adversarial.critic", self.critic)
 
