@@ -190,6 +190,22 @@ def test_handwriting_counts_as_much_as_it_says(student, monkeypatch):
     assert losses[1] - losses[0] == pytest.approx(2 * 0.25 * rates[0].mean().item(), rel=1e-4)
 
 
+def test_sameness_counts_as_much_as_it_says(student, monkeypatch):
+    seen = []
+
+    def much(clips, real):
+        seen.append((clips, real))
+        return torch.full((len(clips),), 0.25)
+    monkeypatch.setattr("mavlite.adversarial.sameness", much)
+    losses = []
+    for weight in (0.0, 2.0):
+        it = student("train.steps=1", f"adversarial.sameness={weight}", run=f"run-{weight:g}")
+        losses += [report["loss"] for report in it.steps()]
+    assert losses[1] - losses[0] == pytest.approx(2 * 0.25, rel=1e-4)
+    (made, real), = seen                                     # not asked where it does not count
+    assert made.shape == real.shape and not made.equal(real)
+
+
 def test_ink_is_held_to_the_real_clip_s(student, monkeypatch):
     def grey(diffusion, denoise, noise, steps, count):       # all over, whatever the network says
         return 0 * denoise(noise, noise.new_ones(len(noise))) - 0.5, None

@@ -8,7 +8,7 @@ import torch
 from mavlite.checkpoint import SHIPPED
 from mavlite.digits import load_digits
 from mavlite.faults import FAULTS, FaultyClips
-from mavlite.likeness import MOST, SLOWEST, USUAL, changes, handwriting, margins
+from mavlite.likeness import MOST, SLOWEST, USUAL, changes, handwriting, margins, sameness
 from mavlite.moving_mnist import SPEED, UnlabelledClips
 from mavlite.stages import load_clip, read_config
 from mavlite.two_digits import APART, separated, two_centres
@@ -96,6 +96,22 @@ def test_handwriting_in_closed_form():
         meeting = torch.cat([changed[:, :, :1], met, changed[:, :, 1:]], dim=2)
         assert handwriting(meeting, SIX).item() == pytest.approx(wanted, abs=1e-3)
     assert handwriting(torch.cat([bars("-|"), met, met], dim=2), SIX).item() == 0    # nobody to compare with
+
+
+def test_two_digits_need_differ_no_more_than_the_real_clip_s():
+    """Two bars that cross have 4 of 24 pixels in common."""
+    across, met = 1 - 4 / 24, clip_of([1], [1], at=((24, 24), (40, 40)))
+    for made, real, wanted in (("-- --", "-| -|", across), ("-| --", "-| -|", across / 2),
+                               ("-- --", "-| --", across / 2), ("|| --", "|| ||", 0), ("|- -|", "-- --", 0)):
+        made, real = bars(*made.split()), bars(*real.split())
+        assert sameness(made, real).item() == pytest.approx(wanted, abs=1e-3)
+        now_and_then = (torch.cat([made, met], dim=2), torch.cat([met, real], dim=2))
+        assert sameness(*now_and_then).item() == pytest.approx(wanted, abs=1e-3)
+        assert sameness(made, torch.cat([met, met], dim=2)).item() == 0              # who is never apart
+        assert sameness(torch.cat([met, met], dim=2), real).item() == 0
+    made = bars("-+", "-+").requires_grad_()
+    sameness(made, bars("-|", "-|")).sum().backward()
+    assert made.grad.isfinite().all() and made.grad.abs().max() > 0
 
 
 def test_handwriting_of_real_clips_hardly_changes_and_its_gradient_makes_others_alike():
