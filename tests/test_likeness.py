@@ -109,7 +109,7 @@ def test_two_digits_need_differ_no_more_than_the_real_clip_s():
         assert sameness(*now_and_then).item() == pytest.approx(wanted, abs=1e-3)
         assert sameness(made, torch.cat([met, met], dim=2)).item() == 0              # who is never apart
         assert sameness(torch.cat([met, met], dim=2), real).item() == 0
-    made = bars("-+", "-+").requires_grad_()
+    made = (0.9 * bars("-+", "-+")).requires_grad_()     # nothing is learned beyond black and white
     sameness(made, bars("-|", "-|")).sum().backward()
     assert made.grad.isfinite().all() and made.grad.abs().max() > 0
 
