@@ -19,7 +19,7 @@ from mavlite.critic import NOISE, critic_loss, generator_loss, noised
 from mavlite.device import full_precision
 from mavlite.distillation import own_walk
 from mavlite.faults import RATES, FaultyClips
-from mavlite.likeness import handwriting, sameness
+from mavlite.likeness import handwriting, sameness, strangeness
 from mavlite.sampling import make_denoiser
 from mavlite.stages import load_network
 
@@ -106,6 +106,8 @@ class Contest:
             loss = loss + own.handwriting * handwriting(made, log_fps.exp()).mean()
         if own.sameness:
             loss = loss + own.sameness * sameness(made, x_0).mean()
+        if own.strangeness:
+            loss = loss + own.strangeness * strangeness(self.clip, made, x_0).mean()
         if own.ink:
             of_made, of_real = ((clips + 1).flatten(1).mean(dim=1) for clips in (made, x_0))         # b
             loss = loss + own.ink * (of_made / of_real - 1).square().mean()

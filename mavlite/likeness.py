@@ -108,6 +108,36 @@ def sameness(clips, real):
         return (F.relu(wanted[:, None] - made) * apart).sum(dim=1) / count.clamp(min=1)
 
 
+def strangeness(clip, clips, real):
+    """How far each digit, asked about alone, is from those of the real clip as C knows them: (b,) in [0, 2].
+
+        mean over frames with the digits apart of  1 - max over both orders of  mean_k cosine(e_k, E_order(k))
+
+    e_k = C_y(digit k alone), shown as a pair of two like itself; E: the means of the real clip's, in such
+    frames. A pair's embedding hardly tells that one of the two has changed; this does. 0 where they are never
+    apart in one of the clips. clips, real (b, c, f, h, w) in [-1, 1].
+    """
+    def embeds(clips):
+        grey, centres, apart = _found(clips)
+        centres = centres.detach()
+        alone = cut_out(grey, centres.flatten(0, 1)).flatten(0, 1)[:, None]          # (b f 2) 1 h w
+        named = F.normalize(clip.image_embeds(alone), dim=-1).view(*centres.shape[:3], -1)           # b f 2 d
+        return torch.where(exchanged_names(centres)[..., None, None], named.flip(2), named), apart
+    with full_precision(clips.device):
+        made, apart = embeds(clips)
+        with torch.no_grad():
+            true, seen = embeds(real)
+            # Which is which is known between two meetings only: of others, as of the first such frame.
+            first = true[torch.arange(len(true)), seen.long().argmax(dim=1)][:, None]                # b 1 2 d
+            turned = (true * first).sum(dim=(2, 3)) < (true.flip(2) * first).sum(dim=(2, 3))         # b f
+            true = torch.where(turned[..., None, None], true.flip(2), true)
+            mean = F.normalize((true * seen[..., None, None]).sum(dim=1), dim=-1)                    # b 2 d
+        close = torch.einsum("b f k d, b j d -> b f k j", made, mean) / 2
+        best = torch.maximum(close[..., 0, 0] + close[..., 1, 1], close[..., 0, 1] + close[..., 1, 0])
+        asked = apart * seen.any(dim=1, keepdim=True)                                # b f
+        return ((1 - best) * asked).sum(dim=1) / asked.sum(dim=1).clamp(min=1)
+
+
 def _digits(clips):
     """Both digits of each frame, cut out, and whether they are apart: (b, f, h/2, w/2) twice, bool (b, f).
 
