@@ -57,14 +57,15 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """The generator's loss, from the critic's word, C's, and three of plain pictures:
+        """The generator's loss, from the critic's word, two of C's, and three of plain pictures:
 
-            generator_loss + reward (1 - cosine(C_y(made, shifted), y_e))
+            generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + strangeness a
                 + handwriting u + sameness s + ink (i - 1)^2
 
         u: how differently a digit is written in two frames (likeness.py). Two things would be a way out: both
         digits the same one, and bold strokes, which have more in common with each other than fine ones. s:
-        how much more alike the two digits are than the real clip's. i: ink of made, as a share of the real.
+        how much more alike the two digits are than the real clip's; a: how far each, alone, is from those. i:
+        ink of made, as a share of the real.
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition; D's frames (b, c, h,
         w) are clips of one. hidden (b, 1, f, 1, 1): 0 where a frame is known, and is the truth in every step
