@@ -19,7 +19,7 @@ from mavlite.critic import NOISE, critic_loss, generator_loss, noised
 from mavlite.device import full_precision
 from mavlite.distillation import own_walk
 from mavlite.faults import RATES, FaultyClips
-from mavlite.likeness import handwriting, sameness, strangeness
+from mavlite.likeness import handwriting, sameness
 from mavlite.sampling import make_denoiser
 from mavlite.stages import load_network
 
@@ -57,15 +57,14 @@ class Contest:
         self.faults = FaultyClips(simulator.images, seed, simulator.channels, dtype)
 
     def loss(self, network, x_0, draws, conditions, hidden=None):
-        """The generator's loss, from the critic's word, two of C's, and three of plain pictures:
+        """The generator's loss, from the critic's word, C's, and three of plain pictures:
 
-            generator_loss + reward (1 - cosine(C_y(made, shifted), y_e)) + strangeness a
+            generator_loss + reward (1 - cosine(C_y(made, shifted), y_e))
                 + handwriting u + sameness s + ink (i - 1)^2
 
         u: how differently a digit is written in two frames (likeness.py). Two things would be a way out: both
         digits the same one, and bold strokes, which have more in common with each other than fine ones. s:
-        how much more alike the two digits are than the real clip's; a: how far each, alone, is from those. i:
-        ink of made, as a share of the real.
+        how much more alike the two digits are than the real clip's. i: ink of made, as a share of the real.
 
         x_0 (b, c, f, h, w): the real clips whose embeddings and rates are the condition; D's frames (b, c, h,
         w) are clips of one. hidden (b, 1, f, 1, 1): 0 where a frame is known, and is the truth in every step
@@ -107,8 +106,6 @@ class Contest:
             loss = loss + own.handwriting * handwriting(made, log_fps.exp()).mean()
         if own.sameness:
             loss = loss + own.sameness * sameness(made, x_0).mean()
-        if own.strangeness:
-            loss = loss + own.strangeness * strangeness(self.clip, made, x_0).mean()
         if own.ink:
             of_made, of_real = ((clips + 1).flatten(1).mean(dim=1) for clips in (made, x_0))         # b
             loss = loss + own.ink * (of_made / of_real - 1).square().mean()

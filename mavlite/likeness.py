@@ -4,8 +4,8 @@ The mean of C_y over a clip's frames cannot tell: a 2 and a 6 that turn into a 6
 remain a 2 and a 6. And no label is needed to tell: from one meeting of the digits to the next, each must look
 more like itself than like the other. That is for choosing among clips (candidates.py), not for teaching: a
 D^t that heard it hid its digits behind each other (benchmarks/README.md). What it is taught (adversarial.py)
-is that a digit is written the same way in all frames, for which no network is asked at all, and that the two
-are as unlike each other, and to C the same, as the two of the real clip. Nothing of this is in the paper.
+is that a digit is written the same way in all frames, and the two of a frame are as unlike as those of the
+real clip, for which no network is asked at all. Nothing of this is in the paper.
 """
 
 import torch
@@ -106,36 +106,6 @@ def sameness(clips, real):
             true, seen, times = between(real)
             wanted = (true * seen).sum(dim=1) / times.clamp(min=1)                   # b; 0 asks for nothing
         return (F.relu(wanted[:, None] - made) * apart).sum(dim=1) / count.clamp(min=1)
-
-
-def strangeness(clip, clips, real):
-    """How far each digit, asked about alone, is from those of the real clip as C knows them: (b,) in [0, 2].
-
-        mean over frames with the digits apart of  1 - max over both orders of  mean_k cosine(e_k, E_order(k))
-
-    e_k = C_y(digit k alone), shown as a pair of two like itself; E: the means of the real clip's, in such
-    frames. A pair's embedding hardly tells that one of the two has changed; this does. 0 where they are never
-    apart in one of the clips. clips, real (b, c, f, h, w) in [-1, 1].
-    """
-    def embeds(clips):
-        grey, centres, apart = _found(clips)
-        centres = centres.detach()
-        alone = cut_out(grey, centres.flatten(0, 1)).flatten(0, 1)[:, None]          # (b f 2) 1 h w
-        named = F.normalize(clip.image_embeds(alone), dim=-1).view(*centres.shape[:3], -1)           # b f 2 d
-        return torch.where(exchanged_names(centres)[..., None, None], named.flip(2), named), apart
-    with full_precision(clips.device):
-        made, apart = embeds(clips)
-        with torch.no_grad():
-            true, seen = embeds(real)
-            # Which is which is known between two meetings only: of others, as of the first such frame.
-            first = true[torch.arange(len(true)), seen.long().argmax(dim=1)][:, None]                # b 1 2 d
-            turned = (true * first).sum(dim=(2, 3)) < (true.flip(2) * first).sum(dim=(2, 3))         # b f
-            true = torch.where(turned[..., None, None], true.flip(2), true)
-            mean = F.normalize((true * seen[..., None, None]).sum(dim=1), dim=-1)                    # b 2 d
-        close = torch.einsum("b f k d, b j d -> b f k j", made, mean) / 2
-        best = torch.maximum(close[..., 0, 0] + close[..., 1, 1], close[..., 0, 1] + close[..., 1, 0])
-        asked = apart * seen.any(dim=1, keepdim=True)                                # b f
-        return ((1 - best) * asked).sum(dim=1) / asked.sum(dim=1).clamp(min=1)
 
 
 def _digits(clips):

@@ -28,13 +28,12 @@ class AdversarialConfig:
     reward: float = 60.0                     # as in distill
     handwriting: float = 0.0                 # weight of how differently a digit is written (likeness.py)
     sameness: float = 0.0                    # ... of how much more alike the two are than the real clip's
-    strangeness: float = 0.0                 # ... of how far each digit alone is from the real clip's, to C
     ink: float = 0.0                         # weight of (ink / ink of the real clip - 1)^2
     critic_lr: float = 5e-5                  # AdamW
 
     def __post_init__(self):
         within("adversarial", self, reward=(0, 1000), handwriting=(0, 1000), sameness=(0, 1000),
-               strangeness=(0, 1000), ink=(0, 1000), critic_lr=(1e-9, 1))
+               ink=(0, 1000), critic_lr=(1e-9, 1))
         if self.critic is not None:
             stays_inside("adversarial.critic", self.critic)
 
