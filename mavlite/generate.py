@@ -65,7 +65,7 @@ def write_files(video, outputs, stages_out=None):
             frames = frames[:, :, None] if frames.ndim == 4 else frames
             # What was made to be chosen from is more in the same time.
             fps = video.fps * max(1, frames.shape[2] - 1) / max(1, video.frames.shape[2] - 1)
-            if name == "decoder_t":
+            if name in ("decoder_t", "key_frames"):
                 fps = video.key_fps
             for suffix in ("png", "gif"):
                 print("wrote", Video(frames, fps).save(Path(stages_out) / f"{name}.{suffix}"))

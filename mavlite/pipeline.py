@@ -82,7 +82,8 @@ class MakeAVideo:
         length of 16 key frames at skip 5); of a longer one the key frames go on by extrapolation, at the same
         rate and with the same embedding. frame_skip: frames of the finished video per key frame, whose rate
         it multiplies; the key frames stay the same. Returns a `Video`; its `.stages` holds every
-        intermediate, on the CPU, `.seconds` the time of each stage.
+        intermediate, on the CPU (of `animate`, `interpolate` and `extend`, which ask no D^t, "key_frames" in
+        the place of "decoder_t"), `.seconds` the time of each stage.
 
         options, of this and every other method:
             fps: key-frame rate, within what training covered; the finished video's is fps * frame_skip.
@@ -181,8 +182,11 @@ class MakeAVideo:
                                        y_e, run.fps, settings=settings, away_from=self.single_frames,
                                        choose=self.choice(run.candidates, y_e, run.fps, settings.steps))
 
-    def _finish(self, run, keys, y_e, skip, num_frames=None):
-        """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w)."""
+    def _finish(self, run, keys, y_e, skip, num_frames=None, source="decoder_t"):
+        """SR_h o SR_l^t o upF: key frames -> the first num_frames of the finished ones (b, c, f, h, w).
+
+        source: what the key frames are called in `Video.stages`; not D^t's, where D^t made none.
+        """
         with run.clock("interpolation"):
             frames = cascade.run_interpolation(*run.stage("interpolation"), keys, y_e, run.fps, skip,
                                                settings=run.settings["interpolation"])
@@ -193,7 +197,7 @@ class MakeAVideo:
         with run.clock("sr_h"):                              # frame by frame: it need not make the others
             large = cascade.run_super_resolution(*run.stage("sr_h"), middle, settings=run.settings["sr_h"],
                                                  shared_noise=run.shared_noise)
-        run.kept |= {"decoder_t": keys, "interpolation": frames, "sr_l_t": middle, "sr_h": large}
+        run.kept |= {source: keys, "interpolation": frames, "sr_l_t": middle, "sr_h": large}
         return large.clone()                                 # given frames are written into it
 
     # ------------------------------------------------------------ the paper's applications
@@ -222,7 +226,7 @@ class MakeAVideo:
                     *run.stage("interpolation", "keys", n), given.repeat_interleave(n, dim=0), known,
                     y_e.repeat_interleave(n, dim=0), run.fps, 1, settings=settings,
                     choose=self.choice(n, y_e, run.fps, settings.steps), away_from=self.single_frames)
-            frames = self._finish(run, filled[:, 0], y_e, skip)
+            frames = self._finish(run, filled[:, 0], y_e, skip, source="key_frames")
         frames[:, :, at * skip] = image.to(frames) * 2 - 1
         return run.video(frames, run.fps * skip)
 
@@ -254,7 +258,7 @@ class MakeAVideo:
             with run.clock("interpolation"):
                 filled = cascade.fill_frames(*run.stage("interpolation", "keys"), frames[:, None], known, y_e,
                                              run.fps, 1, settings=run.settings["interpolation"])
-            frames = self._finish(run, filled[:, 0, :, ends[0]:ends[1] + 1], y_e, skip)
+            frames = self._finish(run, filled[:, 0, :, ends[0]:ends[1] + 1], y_e, skip, source="key_frames")
         frames[:, :, 0], frames[:, :, -1] = (image.to(frames) * 2 - 1 for image in (first, last))
         return run.video(frames[:, :, chosen], run.fps * skip * (num_frames - 1) / (frames.shape[2] - 1))
 
@@ -309,7 +313,8 @@ class MakeAVideo:
         num_keys = -(-(num_frames - lead - 1) // skip) + 1
         with run:
             y_e = self._embed(run, keys, prompt=prompt)
-            frames = self._finish(run, self._extend(run, keys, num_keys, y_e), y_e, skip, num_frames - lead)
+            keys = self._extend(run, keys, num_keys, y_e)
+            frames = self._finish(run, keys, y_e, skip, num_frames - lead, source="key_frames")
         if exact:
             own = video.frames.to(frames) * 2 - 1
             frames = torch.cat([own, frames[:, :, given - lead:]], dim=2)

@@ -53,14 +53,14 @@ def test_what_comes_out_depends_on_the_picture(pipe):
     given = pictures()
     first, second = pipe.animate(given, seed=1), pipe.animate(given.flip(3), seed=1)
     # Little is trained: that they differ is all that can be asked.
-    assert not torch.equal(first.stages["decoder_t"][:, :, 1:], second.stages["decoder_t"][:, :, 1:])
+    assert not torch.equal(first.stages["key_frames"][:, :, 1:], second.stages["key_frames"][:, :, 1:])
 
 
 @pytest.mark.parametrize("call", [lambda pipe, video, **o: pipe.animate(video.frames[:, :, 0], **o),
                                   lambda pipe, video, **o: pipe.extend(video, num_frames=40, **o)],
                          ids=["animate", "extend"])
 def test_extrapolated_key_frames_are_sampled_with_settings_of_their_own(pipe, video, call):
-    made, other, same = [call(pipe, video, **options).stages["decoder_t"] for options in (
+    made, other, same = [call(pipe, video, **options).stages["key_frames"] for options in (
         {}, {"guidance_scale": {"extrapolate": 2.5}}, {"guidance_scale": {"interpolation": 2.5}})]
     assert (other - made).abs().max() > 1e-3
     assert torch.equal(same, made)
@@ -86,7 +86,7 @@ def test_of_finished_windows_the_critic_has_a_say(pipe, video, call, windows, mo
     call(pipe, video, candidates=4, steps={"extrapolate": 5})                        # x_0 half way: C alone
     assert len(asked) == windows
     monkeypatch.setattr(pipe, "critic", None)
-    assert not torch.equal(made.stages["decoder_t"], call(pipe, video, candidates=4).stages["decoder_t"])
+    assert not torch.equal(made.stages["key_frames"], call(pipe, video, candidates=4).stages["key_frames"])
 
 
 # --- interpolate
@@ -190,7 +190,7 @@ def test_of_a_slow_video_no_frame_is_a_key_frame_twice(pipe, video, call):
     else:                                                    # its keys are the given frames, each once
         assert made.fps == 3
         given = pipe._small(slow.frames)[:, :, :4] / 2 + 0.5
-        torch.testing.assert_close(made.stages["decoder_t"][:, :, :4], given, atol=1e-5, rtol=0)
+        torch.testing.assert_close(made.stages["key_frames"][:, :, :4], given, atol=1e-5, rtol=0)
 
 
 def test_a_stage_is_kept_as_the_stage_left_it(pipe):
@@ -203,7 +203,7 @@ def test_a_stage_is_kept_as_the_stage_left_it(pipe):
 def test_at_a_given_key_frame_rate_a_video_of_another_rate_is_read_at_its_key_times(pipe, video):
     every_other = Video(video.frames[:, :, ::3], video.fps / 3)          # its key frames alone
     made, same = pipe.extend(every_other, num_frames=40, fps=6), pipe.extend(video, num_frames=40)
-    torch.testing.assert_close(made.stages["decoder_t"], same.stages["decoder_t"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.stages["key_frames"], same.stages["key_frames"], atol=1e-4, rtol=0)
     assert made.fps == same.fps == 18
 
 
@@ -217,7 +217,7 @@ def test_the_last_given_frame_is_a_key_frame(pipe, video, length):
     skip = round(made.fps / made.key_fps)
     keys = pipe._small(given.frames)[:, :, (length - 1) % skip::skip] / 2 + 0.5
     assert keys.shape[2] >= 2
-    torch.testing.assert_close(made.stages["decoder_t"][:, :, :keys.shape[2]], keys, atol=1e-5, rtol=0)
+    torch.testing.assert_close(made.stages["key_frames"][:, :, :keys.shape[2]], keys, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("fps, key_fps", [(18, 6), (6, 6), (10, 5), (25, 25 / 4), (30.04, 30.04 / 4), (3, 3)])

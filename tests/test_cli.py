@@ -203,7 +203,9 @@ def test_applications_write_videos(given, loaded, monkeypatch, command, frames):
     assert run(*command, "--out", "made.npy", "made.gif", "--stages-out", "stages") == 0
     assert np.load("made.npy").shape == (frames, 32, 32, 1)
     stages = {path.name for path in Path("stages").iterdir()}
-    assert {"decoder_t.png", "interpolation.gif", "sr_h.png"} <= stages
+    keys = "decoder_t" if command[0] == "vary" else "key_frames"         # the others ask no D^t
+    assert {f"{keys}.png", f"{keys}.gif", "interpolation.gif", "sr_h.png"} <= stages
+    assert len(stages & {"decoder_t.png", "key_frames.png"}) == 1
 
 
 def test_a_morph_is_a_video_for_each_step(given, loaded, monkeypatch):
