@@ -3,9 +3,9 @@
 The mean of C_y over a clip's frames cannot tell: a 2 and a 6 that turn into a 6 and a 2 before one's eyes
 remain a 2 and a 6. And no label is needed to tell: from one meeting of the digits to the next, each must look
 more like itself than like the other. That is for choosing among clips (candidates.py), not for teaching: a
-D^t that heard it hid its digits behind each other (benchmarks/README.md). What it is taught (adversarial.py)
-is that a digit is written the same way in all frames, and the two of a frame are as unlike as those of the
-real clip, for which no network is asked at all. Nothing of this is in the paper.
+D^t that heard it hid its digits behind each other (benchmarks/README.md). What D^t and upF were taught
+(adversarial.py) is that a digit is written the same way in all frames, and upF that the two of a frame are as
+unlike as those of the real clip, too; no network is asked for either. Nothing of this is in the paper.
 """
 
 import torch
